@@ -4,6 +4,7 @@
 best, fold the rest, and spend at most a given share of the dense image tower.
 """
 
+import math
 from collections.abc import Callable
 
 from patchrank.errors import UserError
@@ -45,7 +46,7 @@ def one_cut(config: TowerConfig, keep: float, *, layer: int | None = None, rest:
 
 
 def spread_cuts(config: TowerConfig, K: int, *, rest: str = "fold") -> PruneSpec:
-    """The schedule's cuts such that K of N patches are left after the last; cuts that would remove nothing are left out."""
+    """The schedule's cuts with K of N patches left after the last; a cut with nothing to remove is left out."""
     num_patches, cuts, done, left = config.num_patches, [], 0.0, config.num_patches
     for layer, share in schedule(config.num_layers):
         done += share
@@ -64,7 +65,7 @@ def _within(config: TowerConfig, macs: float, build: Callable[[int], PruneSpec],
             spec = build(K)
             if cost(config, spec) <= macs * dense:
                 return spec
-    lowest = cost(config, build(1)) / dense
+    lowest = math.ceil(1000 * cost(config, build(1)) / dense) / 1000
     raise UserError(
         f"macs={macs:g}: this image tower reaches {lowest:.3f} to 1 of its dense MACs; choose a value there"
     )

@@ -94,10 +94,13 @@ def _take_all(weights: Weights, prefix: str, module: nn.Module) -> dict[str, Ten
 
 def _build(part: dict[str, Any], builders: Builders, config: TowerConfig, weights: Weights, prefix: str) -> Any:
     """One table row with its options and its stored weights."""
-    row, options = part["row"], part["options"]
+    row, options = part.get("row"), part.get("options")
     if row not in builders:
         raise UserError(f"{prefix} {row!r}: must be a row of the given table; known: {', '.join(sorted(builders))}")
-    built = builders[row](config.grid, **options)
+    try:
+        built = builders[row](config.grid, **options)
+    except TypeError as error:
+        raise UserError(f"{prefix} {row!r}: options {options} do not fit ({error}); save the tower again") from error
     if isinstance(built, nn.Module):
         built.load_state_dict(_take_all(weights, prefix, built))
         built.requires_grad_(False)

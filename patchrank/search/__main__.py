@@ -3,7 +3,7 @@
 from patchrank import cli
 from patchrank.atomic import write_json
 from patchrank.provenance import command, versions
-from patchrank.search.config import SearchConfig
+from patchrank.search.config import SearchConfig, check
 from patchrank.search.cost import cost_line
 from patchrank.search.plan import Plan, make_plan, place, threads
 from patchrank.search.report import write_pictures, write_table
@@ -13,6 +13,7 @@ from patchrank.search.store import check_request, is_complete, open_store
 
 def main(config: SearchConfig) -> None:
     """Search as `config` says; under torchrun each rank takes every world-th shard and the last to finish reports."""
+    check(config)
     try:
         with threads(config.threads):
             _search(config)
@@ -49,7 +50,8 @@ def _report(config: SearchConfig, plan: Plan) -> None:
     if plan.note:
         print(f"no class answers: {plan.note}")
     if store.broken:
-        print(f"{len(store.broken)} broken images were skipped: {_first(store.broken)}")
+        were = "image was" if len(store.broken) == 1 else "images were"
+        print(f"{len(store.broken)} broken {were} skipped: {_first(store.broken)}")
     if not store.ids:
         print(f"{config.out}: every image was broken, so there is no table")
         return
@@ -57,7 +59,7 @@ def _report(config: SearchConfig, plan: Plan) -> None:
     written = write_pictures(config.out, plan, store, config.keep, config.explain) if config.explain else []
     print(f"rankings of {len(store.ids)} images, results.json and results.csv in {config.out}")
     if written:
-        print(f"{len(written) - 1} picture sheets and {written[-1]}")
+        print(f"picture sheets ({len(written) - 1}) and overview.png in {written[-1].parent}")
 
 
 def _first(names: list[str], limit: int = 5) -> str:

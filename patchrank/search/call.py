@@ -6,7 +6,7 @@ from pathlib import Path
 from patchrank.data import Dataset
 from patchrank.errors import UserError
 from patchrank.loading import LoadedClip
-from patchrank.search.config import SearchConfig
+from patchrank.search.config import SearchConfig, check
 from patchrank.search.plan import make_plan, place, threads
 from patchrank.search.runner import run_search
 from patchrank.search.store import RankingStore, is_complete, open_store
@@ -25,6 +25,7 @@ def run(clip: LoadedClip | None, dataset: Dataset | None, quiet: bool, settings:
         config = replace(config, model=clip.model_name, pretrained=clip.pretrained)
     if dataset is not None:
         config = replace(config, data=dataset.name, split=dataset.split)
+    check(config)
     rank, world = place()
     with threads(config.threads):
         plan = make_plan(config, clip, dataset)

@@ -35,8 +35,8 @@ class SearchConfig:
     """Norm of folded tokens: "preserve" or "mean"."""
     criterion: str = "preservation"
     """What hurts: preservation, confidence or label (an oracle)."""
-    strategy: str = "greedy"
-    """How to search; see the README for cost and quality of each."""
+    strategy: str = "gradient"
+    """How to search: gradient, evolve, regression (fast), greedy (exact with --step 1), sweep (one pass)."""
     options: Options = field(default_factory=Options)
     """What the strategy can be told."""
     seed: int = 0
@@ -76,12 +76,23 @@ def check(config: SearchConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be {least} or more")
+    _check_options(config.strategy, config.options)
     for keep in config.keep:
         if not 0.0 < keep <= 1.0:
             raise UserError(f"--keep {keep:g}: must lie in (0, 1]; 0.6 keeps 60 % of the patches")
     if not config.keep:
         raise UserError("--keep: names no ratio; write for example --keep 0.8 0.6 0.4")
     _check_device(config.device)
+
+
+def _check_options(strategy: str, options: Options) -> None:
+    """The options that this strategy reads: counts from 1 (rounds and steps may be 0), ratios in (0, 1]."""
+    for name, value in strategy_by_name(strategy).options(options).items():
+        least = 0 if name in ("rounds", "steps") else 1
+        if isinstance(value, int) and not isinstance(value, bool) and value < least:
+            raise UserError(f"--{name} {value}: must be {least} or more")
+        if isinstance(value, float) and not 0.0 < value <= 1.0:
+            raise UserError(f"--{name} {value:g}: must lie in (0, 1]")
 
 
 def _check_device(name: str) -> None:

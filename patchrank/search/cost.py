@@ -1,7 +1,7 @@
 """What a search will cost before it runs: MACs of a strategy per image, and seconds on this machine.
 
 The strategy itself runs, on a stand-in tower of width 8 that reports the real tower's shape, with features that are
-made up: every chunk it would compute is counted where the real one would be, so there is no second formula.
+made up: every variant it would compute is counted where the real one would be, so there is no second formula.
 
 Letters: V variants, N patches, K kept, C width of the stand-in.
 """
@@ -30,22 +30,22 @@ class Cost:
 
     macs: int
     """All MACs of the image tower, the prefix below the cut included."""
-    chunks: dict[int, int]
-    """Kept patches K -> number of chunks of that size."""
+    variants: dict[int, int]
+    """Kept patches K -> number of variants computed with so many."""
     other_macs: int
-    """MACs outside the prefix and the chunks (gradients)."""
+    """MACs outside the prefix and the variants (gradients)."""
 
 
 @dataclass
 class DryVariants(Variants):
     """Variants whose features cost nothing; they lose a little for every patch that is gone, so strategies behave."""
 
-    chunks: Counter = field(default_factory=Counter)
-    chunk_macs: int = 0
+    rows: Counter = field(default_factory=Counter)
+    row_macs: int = 0
 
     def _chunk(self, order_VN: Tensor, K: int) -> Tensor:
-        self.chunks[K] += 1
-        self.chunk_macs += len(order_VN) * variant_macs(self.tower, self.spec, self.num_patches, K)
+        self.rows[K] += len(order_VN)
+        self.row_macs += len(order_VN) * variant_macs(self.tower, self.spec, self.num_patches, K)
         return self.dense_D - 0.01 * self.state.patches_BNC[0][order_VN[:, K:]].sum(1)
 
 
@@ -64,13 +64,13 @@ def stand_in(config: TowerConfig) -> VisionTower:
 def strategy_cost(job: Job) -> Cost:
     """Count what the job's strategy asks for on one image; strategies that adapt to the image vary around it."""
     image_CHW = torch.randn(3, *job.tower.config.image_size, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
+    with torch.no_grad():
         real = prepare(stand_in(job.tower.config), image_CHW, job.spec, job.chunk)
         prefix_macs = real.macs
         dry = DryVariants(**{part.name: getattr(real, part.name) for part in fields(Variants)})
         damage = build_damage("preservation", Target(dry.dense_D))
         strategy_by_name(job.strategy).run(dry, damage, job.options, torch.Generator().manual_seed(0))
-    return Cost(dry.macs, dict(dry.chunks), dry.macs - prefix_macs - dry.chunk_macs)
+    return Cost(dry.macs, dict(dry.rows), dry.macs - prefix_macs - dry.row_macs)
 
 
 def _seconds(call: Callable[[], object], device: str, budget: float) -> float:
@@ -87,10 +87,10 @@ def _seconds(call: Callable[[], object], device: str, budget: float) -> float:
 
 def seconds_per_image(job: Job, cost: Cost) -> float:
     """Estimate from a short probe here: the prefix, and one chunk of few, of middling and of many kept patches."""
-    image_CHW = torch.randn(3, *job.tower.config.image_size).to(job.device)
-    sizes = sorted(cost.chunks) or [job.tower.config.num_patches]
+    image_CHW = torch.zeros(3, *job.tower.config.image_size, device=job.device)
+    sizes = sorted(cost.variants) or [job.tower.config.num_patches]
     probed = sorted({sizes[0], sizes[len(sizes) // 2], sizes[-1]})
-    with torch.inference_mode():
+    with torch.no_grad():
         variants = prepare(job.tower, image_CHW, job.spec, job.chunk)
         num_patches = variants.num_patches
         mask_KVN = [(torch.arange(num_patches) < K).repeat(job.chunk, 1).to(job.device) for K in probed]
@@ -99,7 +99,7 @@ def seconds_per_image(job: Job, cost: Cost) -> float:
         each = [
             _seconds(lambda mask=mask: variants.features(mask), job.device, _PROBE_SECONDS / 4) for mask in mask_KVN
         ]
-    in_chunks = sum(num * float(np.interp(K, probed, each)) for K, num in cost.chunks.items())
+    in_chunks = sum(num * float(np.interp(K, probed, each)) for K, num in cost.variants.items()) / job.chunk
     macs_of_chunk = job.chunk * variant_macs(job.tower, job.spec, num_patches, probed[-1])
     return once + in_chunks + cost.other_macs * each[-1] / macs_of_chunk
 

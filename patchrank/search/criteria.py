@@ -30,8 +30,8 @@ class Target:
 
 
 def _not_posterior(logits_VY: Tensor, class_V: Tensor) -> Tensor:
-    """1 - posterior of one class, exact to the last bits also where the posterior is almost 1."""
-    return -torch.expm1(logits_VY.float().log_softmax(-1).gather(1, class_V.unsqueeze(1)).squeeze(1))
+    """1 - posterior of one class as the sum of all others, so it stays exact where the posterior is almost 1."""
+    return logits_VY.float().softmax(-1).scatter(1, class_V.unsqueeze(1), 0.0).sum(-1)
 
 
 def _logits(target: Target, criterion: str) -> Callable[[Tensor], Tensor]:

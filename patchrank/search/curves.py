@@ -3,8 +3,6 @@
 Letters: S orders side by side, N patches, K kept, D feature.
 """
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,11 +14,10 @@ from patchrank.tokens import rank
 
 def features_along(variants: Variants, order_SN: Tensor, counts: list[int]) -> Tensor:
     """Features (S, len(counts), D) of one image when each order (S, N) int64, best first, keeps its first K."""
-    side_by_side = replace(variants, chunk=len(order_SN))
     parts = []
     for K in counts:
         mask_SN = torch.zeros(order_SN.shape, dtype=torch.bool, device=order_SN.device)
-        parts.append(side_by_side.features(mask_SN.scatter_(1, order_SN[:, :K], True)))
+        parts.append(variants.features(mask_SN.scatter_(1, order_SN[:, :K], True)))
     return torch.stack(parts, dim=1)
 
 

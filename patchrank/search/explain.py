@@ -62,7 +62,7 @@ def make_sheet(plan: Plan, item: Item, golden_N: Tensor, keeps: tuple[float, ...
     """Compute one sheet. Raises: BrokenImage."""
     job, num_patches = plan.job, plan.clip.tower.config.num_patches
     image_CHW = job.image(item).to(job.device)
-    with torch.inference_mode():
+    with torch.no_grad():
         variants = prepare(job.tower, image_CHW, job.spec)
         seed = seed_of(job.seed, item.id)
         orders = [golden_N.long().to(job.device), free_order(variants, "checkerboard", seed)]

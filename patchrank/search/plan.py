@@ -13,7 +13,7 @@ from patchrank.data import Dataset, Item, load_dataset
 from patchrank.errors import UserError
 from patchrank.loading import LoadedClip, load_clip
 from patchrank.provenance import versions
-from patchrank.search.config import SearchConfig, check
+from patchrank.search.config import SearchConfig
 from patchrank.search.runner import Job, spread
 from patchrank.search.store import SCHEMA, fingerprint
 from patchrank.search.strategies import strategy_by_name
@@ -51,11 +51,10 @@ def threads(num: int | None) -> Iterator[None]:
 
 
 def make_plan(config: SearchConfig, clip: LoadedClip | None = None, dataset: Dataset | None = None) -> Plan:
-    """Load what is not given, check the config against it, and write down the request.
+    """Load what is not given, check the (already checked) config against it, and write down the request.
 
-    Raises: UserError for a value outside its rule.
+    Raises: UserError for a value that does not fit the model or the data.
     """
-    check(config)
     clip = load_clip(config.model, config.pretrained, config.device) if clip is None else clip
     dataset = load_dataset(config.data, root=config.data_root, split=config.split) if dataset is None else dataset
     spec = _spec(config, clip.tower.config.num_layers)

@@ -7,8 +7,11 @@ import torch
 
 from patchrank.errors import UserError
 from patchrank.search.criteria import Damage
+from patchrank.search.evolve import evolve
+from patchrank.search.gradient import gradient
 from patchrank.search.greedy import greedy
 from patchrank.search.ranking import Ranking
+from patchrank.search.regression import regression
 from patchrank.search.sweep import sweep
 from patchrank.search.variants import Variants
 
@@ -25,6 +28,16 @@ class Options:
     """sweep: side of the sliding window, in patches"""
     stride: int = 1
     """sweep: stride of the window, in patches"""
+    steps: int = 22
+    """gradient: gradient steps, the last seventh of them line searches"""
+    randoms: int = 32
+    """evolve: random covering rankings to begin with"""
+    rounds: int = 4
+    """evolve: rounds of mutation"""
+    masks: int = 256
+    """regression: random keep sets"""
+    target: float = 0.5
+    """regression: keep ratio of the random keep sets"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,9 @@ class Strategy:
 
 
 STRATEGIES: dict[str, Strategy] = {
+    "gradient": Strategy(lambda v, d, o, g: gradient(v, d, g, steps=o.steps), ("steps",)),
+    "evolve": Strategy(lambda v, d, o, g: evolve(v, d, g, randoms=o.randoms, rounds=o.rounds), ("randoms", "rounds")),
+    "regression": Strategy(lambda v, d, o, g: regression(v, d, g, masks=o.masks, target=o.target), ("masks", "target")),
     "greedy": Strategy(lambda v, d, o, g: greedy(v, d, step=o.step, decay=o.decay), ("step", "decay")),
     "sweep": Strategy(lambda v, d, o, g: sweep(v, d, window=o.window, stride=o.stride), ("window", "stride")),
 }

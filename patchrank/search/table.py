@@ -94,8 +94,8 @@ def _one_image(plan: Plan, item, golden_N: Tensor, names: list[str], counts: lis
         image_CHW = job.image(item).to(job.device)
     except BrokenImage:
         return None
-    with torch.inference_mode():
-        variants = prepare(job.tower, image_CHW, job.spec, len(names))
+    with torch.no_grad():
+        variants = prepare(job.tower, image_CHW, job.spec)
         free = [free_order(variants, name, seed_of(job.seed, item.id)) for name in names[1:]]
         order_SN = torch.stack([golden_N.long().to(job.device), *free])
         feature_SKD = features_along(variants, order_SN, counts)

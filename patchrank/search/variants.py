@@ -1,19 +1,21 @@
 """Pruned variants of one image, evaluated fast: everything below the cut is computed once.
 
 Exact shortcuts only: the blocks below the cut and the fold metric run once per image, the last block computes the class
-row only, many variants go through in one chunk. Chunks have a fixed size with a padded tail, so the numbers
-do not depend on how many variants are asked for at once.
+row only, many variants of one image go through in one chunk of a fixed, recorded size. What is computed, padding
+included, is counted.
 
 Letters: V variants, N patches, K kept, L tokens, C width, D feature.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from patchrank.macs import cut_macs, embed_macs, block_macs, finish_macs
+from patchrank.macs import block_macs, cut_macs, embed_macs, finish_macs
 from patchrank.pruned import State, apply_cut, finish, fold_metric, start_state
+from patchrank.search.gates import gate_gradients
 from patchrank.spec import PruneSpec
 from patchrank.tower import VisionTower
 
@@ -49,21 +51,29 @@ class Variants:
         return self.spec.cuts[0][0]
 
     def features(self, mask_VN: Tensor) -> Tensor:
-        """Features (V, D) float of the variants that keep `mask_VN` (V, N) bool; all rows keep equally many."""
-        K = int(mask_VN[0].sum())
+        """Features (V, D) float of the variants that keep `mask_VN` (V, N) bool; all rows keep equally many.
+
+        A call of more than `chunk` variants runs in full chunks, its tail padded; a smaller call is one small chunk.
+        """
+        K, num = int(mask_VN[0].sum()), len(mask_VN)
         order_VN = order_of_masks(mask_VN)
-        parts = [self._chunk(order_VN[start : start + self.chunk], K) for start in range(0, len(order_VN), self.chunk)]
+        if num > self.chunk:
+            order_VN = torch.cat([order_VN, order_VN[-1:].expand(-num % self.chunk, -1)])
         self.macs += len(order_VN) * variant_macs(self.tower, self.spec, self.num_patches, K)
-        return torch.cat(parts)
+        return torch.cat([self._chunk(part_VN, K) for part_VN in order_VN.split(self.chunk)])[:num]
 
     def _chunk(self, order_VN: Tensor, K: int) -> Tensor:
-        num = len(order_VN)
-        if num < self.chunk:
-            order_VN = torch.cat([order_VN, order_VN[-1:].expand(self.chunk - num, -1)])
-        state = self.expand(self.chunk)
-        metric = None if self.metric_1NM is None else self.metric_1NM.expand(self.chunk, -1, -1)
-        after, _ = apply_cut(state, order_VN, K, self.spec, metric)
-        return finish(self.tower, after, self.layer)[:num]
+        state = self.expand(len(order_VN))
+        metric_VNM = None if self.metric_1NM is None else self.metric_1NM.expand(len(order_VN), -1, -1)
+        after, _ = apply_cut(state, order_VN, K, self.spec, metric_VNM)
+        return finish(self.tower, after, self.layer)
+
+    def gradients(
+        self, mask_VN: Tensor, damage: Callable[[Tensor], Tensor], num_probes: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Gate gradients and squared sensitivities (V, N) at the keep masks: `gates.gate_gradients`, counted."""
+        self.macs += len(mask_VN) * gradient_macs(self.tower, self.spec, self.num_patches, num_probes)
+        return gate_gradients(self, mask_VN, damage, num_probes, generator)
 
     def expand(self, num: int) -> State:
         """The image's state, `num` times, without copying."""
@@ -84,6 +94,14 @@ def variant_macs(tower: VisionTower, spec: PruneSpec, num_patches: int, K: int) 
     num_tokens = config.num_prefix + K
     fold = cut_macs(config, spec, 0, num_patches, K)
     return fold + finish_macs(config, num_tokens, spec.cuts[0][0])
+
+
+def gradient_macs(tower: VisionTower, spec: PruneSpec, num_patches: int, num_probes: int) -> int:
+    """MACs of one variant's gate gradients: all patches in the sequence, each backward pass counted as two forwards."""
+    config = tower.config
+    fold = num_patches**2 * (config.width // config.num_heads + config.width) if spec.rest == "fold" else 0
+    forward = fold + finish_macs(config, config.num_prefix + num_patches, spec.cuts[0][0])
+    return (1 + 2 * (1 + num_probes)) * forward
 
 
 def prefix_macs(tower: VisionTower, spec: PruneSpec) -> int:
