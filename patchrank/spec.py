@@ -1,4 +1,4 @@
-"""PruneSpec: what a pruned tower does, as plain data: where it cuts, how many patches stay, what becomes of the rest."""
+"""PruneSpec: a pruned tower as plain data: where it cuts, how many patches stay, what becomes of the rest."""
 
 from dataclasses import asdict, dataclass, replace
 
@@ -45,7 +45,9 @@ class PruneSpec:
             if not 0.0 < keep <= 1.0:
                 raise UserError(f"keep={keep:g}: must lie in (0, 1]; 0.6 keeps 60 % of the patches")
             if layer <= previous_layer:
-                raise UserError(f"cuts at layers {previous_layer} and {layer}: layers must rise from 0; reorder the cuts")
+                raise UserError(
+                    f"cuts at layers {previous_layer} and {layer}: layers must rise from 0; reorder the cuts"
+                )
             if keep > previous_keep:
                 raise UserError(f"keep={keep:g} at layer {layer}: cannot exceed the {previous_keep:g} left before it")
             previous_layer, previous_keep = layer, keep

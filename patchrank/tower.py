@@ -91,13 +91,17 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm1(x_BLC)).chunk(3, dim=-1)
         return self._attention_residual(x_BLC, q, k, v, bias_B11L), k
 
+    def _project(self, h_BLC: Tensor, first: int, stop: int) -> Tensor:
+        """Parts first .. stop-1 of (q, k, v) of normalised tokens."""
+        width = h_BLC.shape[-1]
+        rows = slice(first * width, stop * width)
+        return linear(h_BLC, self.qkv.weight[rows], None if self.qkv.bias is None else self.qkv.bias[rows])
+
     def attend_rows(self, x_BLC: Tensor, num_rows: int, bias_B11L: Tensor | None = None) -> Tensor:
         """Attention half for the first `num_rows` tokens as queries; keys and values of all. Exact for those rows."""
-        width = x_BLC.shape[-1]
         h_BLC = self.norm1(x_BLC)
-        bias = self.qkv.bias
-        q = linear(h_BLC[:, :num_rows], self.qkv.weight[:width], None if bias is None else bias[:width])
-        k, v = linear(h_BLC, self.qkv.weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
+        q = self._project(h_BLC[:, :num_rows], 0, 1)
+        k, v = self._project(h_BLC, 1, 3).chunk(2, dim=-1)
         return self._attention_residual(x_BLC[:, :num_rows], q, k, v, bias_B11L)
 
     def mlp(self, x_BLC: Tensor) -> Tensor:
@@ -110,9 +114,7 @@ class Block(nn.Module):
 
     def keys(self, x_BLC: Tensor) -> Tensor:
         """Just this block's keys (B, L, C)."""
-        width = x_BLC.shape[-1]
-        bias = None if self.qkv.bias is None else self.qkv.bias[width : 2 * width]
-        return linear(self.norm1(x_BLC), self.qkv.weight[width : 2 * width], bias)
+        return self._project(self.norm1(x_BLC), 1, 2)
 
     def mean_head(self, key_BLC: Tensor) -> Tensor:
         """Keys averaged over heads, (B, L, C/H): the metric of folding."""
@@ -120,12 +122,9 @@ class Block(nn.Module):
 
     def class_attention(self, x_BLC: Tensor, num_prefix: int) -> Tensor:
         """Attention of token 0 to the patches, mean over heads: (B, N) float; computes q of one row and all keys."""
-        width = x_BLC.shape[-1]
         h_BLC = self.norm1(x_BLC)
-        bias = self.qkv.bias
-        q = _heads(linear(h_BLC[:, :1], self.qkv.weight[:width], None if bias is None else bias[:width]), self.num_heads)
-        weight = self.qkv.weight[width : 2 * width]
-        k = _heads(linear(h_BLC, weight, None if bias is None else bias[width : 2 * width]), self.num_heads)
+        q = _heads(self._project(h_BLC[:, :1], 0, 1), self.num_heads)
+        k = _heads(self._project(h_BLC, 1, 2), self.num_heads)
         attention_BH1L = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
         return attention_BH1L.mean(1).squeeze(1)[:, num_prefix:]
 

@@ -67,7 +67,7 @@ def gate_gradients(
     Args: keep masks (V, N) bool; num_probes >= 1 random output directions.
     Returns: d damage / d gate (V, N), and an unbiased estimate of |d unit feature / d gate|^2 (V, N).
     Source: first-order gate sensitivities as in Michel et al. 2019 (head gates), taken at pruned points because the
-    preservation criterion is stationary at the full set; squared Jacobian norms by random projections (Hutchinson 1990).
+    preservation criterion is stationary at the full set; squared norms by random projections (Hutchinson 1990).
     """
     with torch.enable_grad():
         open_or_closed = torch.where(mask_VN, 1.0, _CLOSED)

@@ -16,7 +16,7 @@ from patchrank.search.ranking import Ranking, ranking_from_score
 from patchrank.search.variants import Variants
 from patchrank.tokens import num_keep
 
-_LOW, _HIGH = 0.27, 0.5
+_LOW, _HIGH = 0.27, 0.7
 """Keep ratios at which gradients are taken."""
 _GOLDEN = 0.6180339887498949
 _COVERS = 4
@@ -72,7 +72,7 @@ def _standardise(score_N: Tensor) -> Tensor:
 def gradient(variants: Variants, damage: Damage, generator: torch.Generator, *, steps: int = 22) -> Ranking:
     """The best start, then 6/7 of `steps` free steps with shrinking stride, then line searches from the best so far.
 
-    One step costs a forward and two backward passes over all patches at one keep ratio of 0.27 .. 0.5, and a few
+    One step costs a forward and two backward passes over all patches at one keep ratio of 0.27 .. 0.7, and a few
     pruned forwards that judge where it led. Scores are standardised after every step, so they cannot shrink out of
     the selection. Constants were chosen on train images.
     Source: ours; straight-through selection (Bengio et al. 2013) without any relaxed forward.
