@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from patchrank.pruned import PrunedTower
 from patchrank.search.criteria import CRITERIA, Target, build_damage
-from patchrank.search.greedy import greedy, least_harmful, step_size
+from patchrank.search.greedy import apart, greedy, hosts_of, least_harmful, step_size
 from patchrank.search.variants import Variants, prepare
 from patchrank.spec import RESTS, PruneSpec
 
@@ -76,6 +76,8 @@ def test_towers_without_a_class_token_too(pool: dict, rest: str) -> None:
 class Additive(Variants):
     """Every patch is worth a fixed amount; the feature is what the kept ones are worth together."""
 
+    metric_1NM = None
+
     def __init__(self, worth: list[float]) -> None:
         self.worth_N = torch.tensor(worth)
         self.state = type("State", (), dict(x_BLC=torch.zeros(1), grid=(1, len(worth))))
@@ -125,3 +127,12 @@ def test_step_size_never_takes_the_last_patch(num_patches: int, step: int, decay
     num_alive = data.draw(st.integers(2, num_patches))
     size = step_size(num_alive, num_patches, step, decay)
     assert 1 <= size <= min(step, num_alive - 1) or size == 1
+
+
+def test_a_patch_and_its_host_never_leave_together_under_fold():
+    angle_N = torch.deg2rad(torch.tensor([0.0, 1.0, 90.0, 91.0, 200.0]))
+    metric_NM = torch.stack([angle_N.cos(), angle_N.sin()], dim=1)
+    host_N = hosts_of(metric_NM, torch.ones(5, dtype=torch.bool))
+    assert host_N.tolist() == [1, 0, 3, 2, 3]
+    assert apart(torch.tensor([0, 1, 2, 3, 4]), host_N, 3) == [0, 2, 4]
+    assert apart(torch.tensor([1, 0]), host_N, 2) == [1]

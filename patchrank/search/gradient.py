@@ -19,7 +19,7 @@ from patchrank.tokens import num_keep
 _LOW, _HIGH = 0.27, 0.7
 """Keep ratios at which gradients are taken."""
 _GOLDEN = 0.6180339887498949
-_COVERS = 4
+_COVERS = 2
 _START_PROBES = 4
 _MEMORY = 0.8
 _STRIDE, _FALL = 0.4, 0.6

@@ -4,6 +4,7 @@ Letters: N patches, A patches still alive, V variants.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from patchrank.search.criteria import Damage
@@ -40,9 +41,28 @@ def least_harmful(damage_A: Tensor, num: int) -> Tensor:
     return (damage_A <= least + _ROUNDING * least.clamp_min(0).sqrt()).nonzero()[0]
 
 
+def hosts_of(metric_NM: Tensor, alive_N: Tensor) -> Tensor:
+    """Nearest other patch alive (N,) int64 of every patch by cosine: where its content goes when it is folded."""
+    unit_NM = F.normalize(metric_NM, dim=-1)
+    cosine_NN = (unit_NM @ unit_NM.mT).fill_diagonal_(-2.0)
+    return cosine_NN.masked_fill(~alive_N, -2.0).argmax(dim=-1)
+
+
+def apart(index_A: Tensor, host_N: Tensor, num: int) -> list[int]:
+    """The first `num` of patches (A,) that do not lose their host in the same round; fewer if there are not so many."""
+    taken: list[int] = []
+    for index in index_A.tolist():
+        if len(taken) == num:
+            break
+        if int(host_N[index]) not in taken:
+            taken.append(index)
+    return taken
+
+
 def greedy(variants: Variants, damage: Damage, *, step: int = 1, decay: bool = False) -> Ranking:
     """Exact backward elimination for `step=1`; several patches a round otherwise (their interaction is ignored).
 
+    Under fold a patch and its host never leave in the same round: each alone looks harmless because the other stays.
     Ties fall to the lowest index. Source: Patch Ranking, abstract ("greedy search"); section 3.1 describes one sweep.
     """
     num_patches = variants.num_patches
@@ -51,8 +71,14 @@ def greedy(variants: Variants, damage: Damage, *, step: int = 1, decay: bool = F
     while (num_alive := num_patches - len(removed)) > 1:
         index_A, mask_AN = removals(alive_N)
         damage_A = damage(variants.features(mask_AN))
-        least = least_harmful(damage_A, step_size(num_alive, num_patches, step, decay))
-        alive_N[index_A[least]] = False
-        removed += index_A[least].tolist()
-        values += damage_A[least].tolist()
+        num = step_size(num_alive, num_patches, step, decay)
+        if num > 1 and variants.metric_1NM is not None:
+            by_damage_A = index_A[torch.sort(damage_A, stable=True).indices]
+            leaving = apart(by_damage_A, hosts_of(variants.metric_1NM[0], alive_N), num)
+        else:
+            leaving = index_A[least_harmful(damage_A, num)].tolist()
+        value_of = dict(zip(index_A.tolist(), damage_A.tolist(), strict=True))
+        alive_N[leaving] = False
+        removed += leaving
+        values += [value_of[index] for index in leaving]
     return ranking_from_removal(removed, values, num_patches)

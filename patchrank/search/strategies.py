@@ -12,6 +12,7 @@ from patchrank.search.gradient import gradient
 from patchrank.search.greedy import greedy
 from patchrank.search.ranking import Ranking
 from patchrank.search.regression import regression
+from patchrank.search.shortlist import shortlist
 from patchrank.search.sweep import sweep
 from patchrank.search.variants import Variants
 
@@ -30,6 +31,10 @@ class Options:
     """sweep: stride of the window, in patches"""
     steps: int = 22
     """gradient: gradient steps, the last seventh of them line searches"""
+    candidates: int = 14
+    """shortlist: removals tested per round"""
+    leave: int = 6
+    """shortlist: patches taken away per round"""
     randoms: int = 32
     """evolve: random covering rankings to begin with"""
     rounds: int = 4
@@ -54,6 +59,9 @@ class Strategy:
 
 STRATEGIES: dict[str, Strategy] = {
     "gradient": Strategy(lambda v, d, o, g: gradient(v, d, g, steps=o.steps), ("steps",)),
+    "shortlist": Strategy(
+        lambda v, d, o, g: shortlist(v, d, g, candidates=o.candidates, leave=o.leave), ("candidates", "leave")
+    ),
     "evolve": Strategy(lambda v, d, o, g: evolve(v, d, g, randoms=o.randoms, rounds=o.rounds), ("randoms", "rounds")),
     "regression": Strategy(lambda v, d, o, g: regression(v, d, g, masks=o.masks, target=o.target), ("masks", "target")),
     "greedy": Strategy(lambda v, d, o, g: greedy(v, d, step=o.step, decay=o.decay), ("step", "decay")),
