@@ -1,0 +1,73 @@
+"""The state of a run on disk: one safetensors file with weights, optimiser, progress and settings.
+
+Random draws need no saving: each is a function of seed and step (`patchrank.pretrain.draws`).
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from patchrank.atomic import write_tensors
+from patchrank.errors import UserError
+from patchrank.pretrain.curriculum import Pace
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    """Steps done: the sampler's place as well."""
+    seconds: float = 0.0
+    """Wall time of training so far, pauses left out."""
+    cpu_seconds: float = 0.0
+    """Processor time of it, all threads."""
+    pace: Pace = field(default_factory=Pace)
+
+
+def save_state(
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress, settings: dict[str, Any]
+) -> None:
+    """Write the whole state, atomically; `settings` are JSON values."""
+    tensors = {f"model {name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, tensor in optimiser.state[parameter].items():
+            tensors[f"{key} {name}"] = tensor
+    metadata = {"progress": json.dumps(asdict(progress)), "settings": json.dumps(settings, sort_keys=True)}
+    write_tensors(path, tensors, metadata)
+
+
+def load_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, settings: dict[str, Any]) -> Progress:
+    """Fill model and optimiser from `path` and return how far that run is.
+
+    Raises: UserError for a file that is broken or that belongs to a run with other settings.
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove it, or choose another --out") from error
+    _check(path, json.loads(metadata["settings"]), settings)
+    model.load_state_dict({name.removeprefix("model "): t for name, t in tensors.items() if name.startswith("model ")})
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        key, _, parameter = name.partition(" ")
+        if key != "model":
+            place = parameters[parameter]
+            optimiser.state[place][key] = tensor if tensor.ndim == 0 else tensor.to(place.device)
+    progress = json.loads(metadata["progress"])
+    return Progress(**(progress | {"pace": Pace(**progress["pace"])}))
+
+
+def _check(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    wanted = json.loads(json.dumps(wanted))
+    names = sorted(name for name in found | wanted if found.get(name) != wanted.get(name))
+    if names:
+        flags = ", ".join(f"--{name.replace('_', '-')} {found.get(name)}" for name in names)
+        raise UserError(f"{path.parent}: holds a run with {flags}; give the same flags to go on, or another --out")
