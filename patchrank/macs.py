@@ -57,12 +57,20 @@ def dense_macs(config: TowerConfig, *, class_row_only: bool = True) -> int:
     return embed_macs(config) + config.num_layers * block_macs(config, num_tokens) + head_macs(config, num_tokens)
 
 
-def cut_macs(config: TowerConfig, spec: PruneSpec, num_tokens: int, num_patches: int, K: int) -> int:
-    """The cut itself: fold metric (free inside a block), similarities, merge; nothing for drop with topk."""
-    metric_dim = config.width // config.num_heads
+def cut_macs(
+    config: TowerConfig, spec: PruneSpec, num_tokens: int, num_patches: int, K: int, metric_dim: int | None = None
+) -> int:
+    """The cut itself: fold metric (keys are free inside a block), similarities, merge; nothing for drop with topk.
+
+    Args: metric_dim: channels of a learned metric, projected from the patches; None: the block's keys.
+    """
     macs = 0
-    if (spec.rest == "fold" or spec.select == "suppress") and spec.where == "before":
-        macs += num_tokens * config.width * config.width
+    if spec.rest == "fold" or spec.select == "suppress":
+        if metric_dim is not None:
+            macs += num_patches * config.width * metric_dim
+        elif spec.where == "before":
+            macs += num_tokens * config.width * config.width
+    metric_dim = config.width // config.num_heads if metric_dim is None else metric_dim
     if spec.select == "suppress":
         macs += num_patches * num_patches * metric_dim
     if spec.rest == "fold":
@@ -72,10 +80,17 @@ def cut_macs(config: TowerConfig, spec: PruneSpec, num_tokens: int, num_patches:
     return macs
 
 
-def pruned_macs(config: TowerConfig, spec: PruneSpec, *, scorer: int = 0, class_row_only: bool = True) -> int:
+def pruned_macs(
+    config: TowerConfig,
+    spec: PruneSpec,
+    *,
+    scorer: int = 0,
+    metric_dim: int | None = None,
+    class_row_only: bool = True,
+) -> int:
     """The pruned tower, cuts included.
 
-    Args: `scorer`: MACs of all scorer and compensation calls together.
+    Args: `scorer`: MACs of all scorer and compensation calls together; metric_dim as in `cut_macs`.
     """
     spec.check_layers(config.num_layers)
     cuts = dict(spec.counts(config.num_patches))
@@ -88,7 +103,7 @@ def pruned_macs(config: TowerConfig, spec: PruneSpec, *, scorer: int = 0, class_
         if layer not in cuts or (rows_only and spec.where == "inside"):
             total += block_macs(config, before, 1 if rows_only else None)
             continue
-        total += cut_macs(config, spec, before, patches, cuts[layer])
+        total += cut_macs(config, spec, before, patches, cuts[layer], metric_dim)
         patches = cuts[layer]
         prefix += spec.num_added if layer == spec.cuts[0][0] else 0
         if spec.where == "before":

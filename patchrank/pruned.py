@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from patchrank.spec import PruneSpec
-from patchrank.tokens import assign_to_nearest, fold_tokens, gather_tokens, rank, suppress, unfold_tokens
+from patchrank.tokens import assign_to_nearest, fold_sizes, fold_tokens, gather_tokens, rank, suppress, unfold_tokens
 from patchrank.tower import Block, VisionTower
 
 
@@ -80,10 +80,12 @@ def apply_cut(
     spec: PruneSpec,
     metric_BNM: Tensor | None,
     added_BTC: Tensor | None = None,
+    weight_BN: Tensor | None = None,
 ) -> tuple[State, Cut]:
     """Keep the first K patches of `order_BN`, drop or fold the rest, let added tokens join the prefix.
 
-    Args: order (B, N) int64, best first; metric (B, N, M), needed under fold.
+    Args: order (B, N) int64, best first; metric (B, N, M), needed under fold; weight (B, N) float > 0, how much a patch
+    counts in a merged token beside its size (None: all alike). Sizes stay numbers of patches.
     Returns: the state behind the cut, and what was done.
     """
     keep_BK, rest_BR = order_BN[:, :K], order_BN[:, K:]
@@ -96,14 +98,16 @@ def apply_cut(
         size_BK = size_BN.gather(1, keep_BK)
         if rest_BR.shape[1] > 0:
             assign_BR = assign_to_nearest(gather_tokens(metric_BNM, rest_BR), gather_tokens(metric_BNM, keep_BK))
-            kept_BKC, size_BK = fold_tokens(
+            share_BN = size_BN if weight_BN is None else size_BN * weight_BN
+            kept_BKC, total_BK = fold_tokens(
                 kept_BKC,
                 gather_tokens(patches_BNC, rest_BR),
                 assign_BR,
-                size_BK,
-                size_BN.gather(1, rest_BR),
+                share_BN.gather(1, keep_BK),
+                share_BN.gather(1, rest_BR),
                 merge_norm=spec.merge_norm,
             )
+            size_BK = total_BK if weight_BN is None else fold_sizes(assign_BR, size_BK, size_BN.gather(1, rest_BR))
         else:
             assign_BR = rest_BR
     prefix_BPC = state.x_BLC[:, : state.num_prefix]
@@ -140,17 +144,28 @@ class PrunedTower(nn.Module):
     """A frozen tower with cuts: same input and output as `VisionTower`, fewer tokens behind each cut.
 
     Args: tower; spec; scorer (State) -> score (B, N), asked again at every cut; added: optional module
-    (State, score (B, N), K) -> (B, T, C) of compensation tokens, asked at the first cut only.
+    (State, score (B, N), K) -> (B, T, C) of compensation tokens, asked at the first cut only; metric: optional
+    (State) -> (B, N, M) float, what nearness means in folding and suppressing. Without it the scorer's own `metric`
+    decides where it has one (a learned scorer may bring one, and so it is stored with it), else the block's keys.
+    A scorer may also bring `merge_weight`, score (B, N) -> weight (B, N), for `apply_cut`.
     Raises: UserError if a cut lies outside the tower.
     """
 
-    def __init__(self, tower: VisionTower, spec: PruneSpec, scorer: Scorer, added: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        tower: VisionTower,
+        spec: PruneSpec,
+        scorer: Scorer,
+        added: nn.Module | None = None,
+        metric: Callable[[State], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         spec.check_layers(tower.config.num_layers)
         self.tower = tower
         self.spec = spec
         self.scorer = scorer
         self.added = added
+        self.metric = metric
         self._K = dict(spec.counts(tower.config.num_patches))
 
     @property
@@ -158,17 +173,25 @@ class PrunedTower(nn.Module):
         """The tower's `TowerConfig`."""
         return self.tower.config
 
+    def nearness(self, state: State, key_BNM: Tensor | None = None) -> Tensor:
+        """What folding and suppressing compare, (B, N, M): a learned metric, or the keys (`key_BNM` if at hand)."""
+        learned = getattr(self.scorer, "metric", None) if self.metric is None else self.metric
+        if learned is not None:
+            return learned(state)
+        return fold_metric(state) if key_BNM is None else key_BNM
+
     def cut(self, state: State, K: int, metric_BNM: Tensor | None, score_BN: Tensor | None) -> tuple[State, Cut]:
         """Score, select, gather or fold at one cut; `score_BN` stands in for the scorer where given."""
         score_BN = self.scorer(state) if score_BN is None else score_BN
-        needs_metric = self.spec.rest == "fold" or self.spec.select == "suppress"
-        if needs_metric and metric_BNM is None:
-            metric_BNM = fold_metric(state)
+        if self.spec.rest == "fold" or self.spec.select == "suppress":
+            metric_BNM = self.nearness(state, metric_BNM)
+        merge_weight = getattr(self.scorer, "merge_weight", None)
+        weight_BN = None if merge_weight is None else merge_weight(score_BN)
         if self.spec.select == "suppress":
             score_BN = suppress(score_BN, metric_BNM)
         joins = self.added is not None and state.num_prefix == self.tower.config.num_prefix
         added_BTC = self.added(state, score_BN, K) if joins else None
-        return apply_cut(state, rank(score_BN), K, self.spec, metric_BNM, added_BTC)
+        return apply_cut(state, rank(score_BN), K, self.spec, metric_BNM, added_BTC, weight_BN)
 
     def _enter(self, state: State, layer: int, score_BN: Tensor | None, cuts: list[Cut]) -> State:
         """Stand before block `layer`, through the cut there if there is one."""
@@ -193,20 +216,26 @@ class PrunedTower(nn.Module):
         """Tokens behind the last block and every cut's record; `score_BN` (golden ranking) rules the first cut."""
         cuts: list[Cut] = []
         state = start_state(self.tower, self.tower.embed(image_BCHW), 0)
-        for layer in range(self.tower.config.num_layers):
+        return self._walk(state, 0, self.tower.config.num_layers, score_BN, cuts), cuts
+
+    def _walk(self, state: State, start: int, stop: int, score_BN: Tensor | None, cuts: list[Cut]) -> State:
+        """Blocks start .. stop-1 with their cuts."""
+        for layer in range(start, stop):
             state = self._pass(self._enter(state, layer, score_BN, cuts), layer, score_BN, cuts)
-        return state, cuts
+        return state
 
     def forward(self, image_BCHW: Tensor, score_BN: Tensor | None = None) -> Tensor:
         """image (B, 3, H, W) -> feature (B, D), not normalised; `score_BN` as in `tokens`."""
-        if self.tower.config.pool != "class":
-            state, _ = self.tokens(image_BCHW, score_BN)
-            return self.tower.head(state.x_BLC, size_with_prefix(state), state.num_prefix)
+        return self.forward_from(self.tower.embed(image_BCHW), 0, score_BN)
+
+    def forward_from(self, x_BLC: Tensor, layer: int, score_BN: Tensor | None = None) -> Tensor:
+        """Feature (B, D) of unpruned tokens (B, P + N, C) that are about to enter block `layer`, not behind any cut."""
         cuts: list[Cut] = []
-        last = self.tower.config.num_layers - 1
-        state = start_state(self.tower, self.tower.embed(image_BCHW), 0)
-        for layer in range(last):
-            state = self._pass(self._enter(state, layer, score_BN, cuts), layer, score_BN, cuts)
+        state, last = start_state(self.tower, x_BLC, layer), self.tower.config.num_layers - 1
+        if self.tower.config.pool != "class":
+            state = self._walk(state, layer, last + 1, score_BN, cuts)
+            return self.tower.head(state.x_BLC, size_with_prefix(state), state.num_prefix)
+        state = self._walk(state, layer, last, score_BN, cuts)
         return finish(self.tower, self._enter(state, last, score_BN, cuts), last)
 
     def unfold(self, x_BKC: Tensor, cuts: list[Cut]) -> Tensor:

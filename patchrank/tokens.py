@@ -82,6 +82,13 @@ def fold_tokens(
     return merged_BKC * scale_BK.unsqueeze(-1), total_BK
 
 
+def fold_sizes(assign_BR: Tensor, size_BK: Tensor, size_BR: Tensor) -> Tensor:
+    """Sizes (B, K) after folding, for a fold whose weights are not the sizes; arguments as in `fold_tokens`."""
+    K = size_BK.shape[1]
+    mine_BKR = assign_BR.unsqueeze(1) == torch.arange(K, device=assign_BR.device).view(1, K, 1)
+    return size_BK + (mine_BKR.to(size_BR.dtype) * size_BR.unsqueeze(1)).sum(-1)
+
+
 def suppress(priority_BN: Tensor, metric_BNM: Tensor) -> Tensor:
     """Scores (B, N) of a covering selection: a patch scores low if one of higher priority looks like it.
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from patchrank.adapters import hf_models
 from patchrank.errors import UserError
 from patchrank.macs import dense_macs, pruned_macs
-from patchrank.presets import default_layer, low_latency, one_cut, resolve_spec, schedule, spec_for_macs, spread_cuts
+from patchrank.presets import low_latency, one_cut, resolve_spec, schedule, spec_for_macs, spread_cuts
 from patchrank.spec import PruneSpec
 from patchrank.tower import TowerConfig
 
@@ -51,14 +51,12 @@ def test_hugging_face_cost_rules_its_own_budget() -> None:
         assert (0.7 - max(0.007, 0.75 / config.num_patches)) * dense <= hf_models.cost(config, spec) <= 0.7 * dense
 
 
-def test_accurate_spreads_equal_counts_over_four_blocks() -> None:
+def test_accurate_keeps_equal_shares_inside_the_scheduled_blocks() -> None:
     spec = spec_for_macs(TOWERS["ViT-B/16"], 0.6)
-    counts = spec.counts(196)
-    assert [layer for layer, _ in counts] == [layer for layer, _ in schedule(12)]
-    assert sum(share for _, share in schedule(12)) == pytest.approx(1.0)
-    removed = [before - after for before, after in zip([196] + [K for _, K in counts], [K for _, K in counts])]
-    expected = [share * (196 - counts[-1][1]) for _, share in schedule(12)]
-    assert all(abs(found - wanted) <= 1 for found, wanted in zip(removed, expected))
+    counts = [196, *(K for _, K in spec.counts(196))]
+    assert [layer for layer, _ in spec.cuts] == [2, 3, 4, 5, 6, 7, 8, 9] and spec.where == "inside"
+    share = (counts[-1] / 196) ** (1 / 8)
+    assert all(abs(after - 196 * share**place) <= 1 for place, after in enumerate(counts))
 
 
 def test_low_latency_is_one_cut_at_the_layer_asked_for() -> None:
@@ -69,17 +67,24 @@ def test_low_latency_is_one_cut_at_the_layer_asked_for() -> None:
 
 @given(num_layers=st.integers(1, 48))
 def test_schedule_fits_every_depth(num_layers: int) -> None:
-    layers = [layer for layer, _ in schedule(num_layers)]
-    assert layers == sorted(set(layers)) and 0 <= layers[0] == default_layer(num_layers) and layers[-1] < num_layers
-    assert sum(share for _, share in schedule(num_layers)) == pytest.approx(1.0)
-    assert layers[0] >= 1 or num_layers == 1
+    layers = schedule(num_layers)
+    assert list(layers) == sorted(set(layers)) and 1 <= len(layers) <= 8
+    if num_layers > 2:
+        assert layers[0] >= 1 and layers[-1] <= num_layers - 2, "neither raw patches nor a block of one row"
+    if num_layers % 12 == 0:
+        assert layers[0] == num_layers // 6 and layers[-1] == 3 * num_layers // 4
 
 
-@given(K=st.integers(1, 196))
-def test_spread_cuts_leaves_exactly_K(K: int) -> None:
-    counts = [196, *(left for _, left in spread_cuts(TOWERS["ViT-B/16"], K).counts(196))]
-    assert counts[-1] == K
-    assert all(before > after for before, after in pairwise(counts))
+@given(share=st.floats(0.01, 1.0), size=st.integers(1, 20))
+def test_spread_cuts_keep_the_share_at_every_cut(share: float, size: int) -> None:
+    config = vit(16 * size, 16, 192, 12)
+    counts = dict(spread_cuts(config, share).counts(size**2))
+    left = [size**2]
+    for place, layer in enumerate(schedule(12), start=1):
+        expected = max(1, round(size**2 * share**place))
+        assert abs(counts.get(layer, left[-1]) - expected) <= 1
+        left.append(counts.get(layer, left[-1]))
+    assert all(before > after for before, after in pairwise([size**2, *counts.values()]))
 
 
 @given(macs=st.floats(0.5, 1.0))

@@ -1,0 +1,37 @@
+"""`python -m eval <command>`: one row in `COMMANDS` per command."""
+
+import sys
+
+from eval import compare, kernels, search_cost, search_truth
+from patchrank import cli
+
+COMMANDS = {
+    "compare": (compare.CompareConfig, compare.main),
+    "kernels": (kernels.KernelsConfig, kernels.main),
+    "search-cost": (search_cost.SearchCostConfig, search_cost.main),
+    "search-truth": (search_truth.SearchTruthConfig, search_truth.main),
+}
+"""Name -> (dataclass of its flags, what it runs)."""
+
+
+def main(args: list[str]) -> None:
+    """Run the command that `args` begins with on the rest of them."""
+    name, *rest = args or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+        return
+    if name not in COMMANDS:
+        cli.fail(f"{name}: unknown command; choose one of {', '.join(COMMANDS)}")
+    config, run = COMMANDS[name]
+    cli.run(run, config, prog=f"python -m eval {name}", args=rest)
+
+
+def usage() -> str:
+    """The commands, each with the first line of its dataclass's docstring."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {config.__doc__.splitlines()[0]}" for name, (config, _) in COMMANDS.items()]
+    return "\n".join(["usage: python -m eval <command> [flags]; flags: python -m eval <command> --help", *lines])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,46 @@
+"""What every rival shares: a module that knows its MACs, and the setting that meets a budget."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from patchrank.errors import UserError
+from patchrank.macs import dense_macs
+from patchrank.tower import TowerConfig, VisionTower
+
+
+class Rival(nn.Module):
+    """image (B, 3, H, W) -> feature (B, D) of a frozen tower, and what one image costs.
+
+    Args: tower, the dense one; macs: multiply-accumulates per image of what `forward` computes, in closed form.
+    """
+
+    def __init__(self, tower: VisionTower, macs: int) -> None:
+        super().__init__()
+        self.tower = tower
+        self.macs = macs
+
+    @property
+    def macs_share(self) -> float:
+        """MACs over those of the dense tower whose last block computes the class row only."""
+        return self.macs / dense_macs(self.tower.config)
+
+
+def nearest_setting(
+    config: TowerConfig, macs: float, cost: Callable[[int], int], largest: int, smallest: int = 1
+) -> int:
+    """The setting in smallest .. largest whose cost is nearest to `macs` of the dense tower, on either side.
+
+    Our own presets never exceed a budget; a rival may by half a step, so that no grid counts against it.
+    Args: macs share in (0, 1]; cost(setting) -> MACs per image, never falling.
+    Raises: UserError for a share below what the smallest setting costs, naming the range.
+    """
+    dense = dense_macs(config)
+    lowest = cost(smallest) / dense
+    if not lowest <= macs <= 1.0:
+        raise UserError(f"macs={macs:g}: this method reaches {lowest + 5e-4:.3f} to 1 of the dense MACs here")
+    low, high = smallest, largest
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if cost(middle) <= macs * dense else (low, middle - 1)
+    return min((low, min(low + 1, largest)), key=lambda setting: abs(cost(setting) - macs * dense))

@@ -1,0 +1,94 @@
+"""From flags to what a run needs: spec, cached tokens, golden scores; the same for training and calibration."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from patchrank.classifier import Classifier, classifier
+from patchrank.data import load_dataset
+from patchrank.errors import UserError
+from patchrank.loading import LoadedClip
+from patchrank.presets import Cost, resolve_spec
+from patchrank.search.store import RankingMismatch, RankingStore, open_store
+from patchrank.spec import PruneSpec, parse_cuts
+from patchrank.tower import TowerConfig
+from predictors.cache import Tokens, encode, part, split_items
+from predictors.config import Common, TrainConfig
+
+_DEFAULT_MACS = 0.7
+
+
+@dataclass(frozen=True)
+class Images:
+    """Cached tokens of the images to train on and of those to judge by, and the classes they are told by, if any."""
+
+    train: Tokens
+    held_out: Tokens
+    classify: Classifier | None
+
+
+def load_images(
+    config: Common, clip: LoadedClip, layer: int, store: RankingStore | None = None, *, quiet: bool = True
+) -> Images:
+    """Read the data set and run the dense tower over it once; with a store, train on the images that it ranks.
+
+    Raises: UserError for data that cannot be read or too few images.
+    """
+    dataset = load_dataset(config.data, root=config.data_root, split=config.split)
+    ranked = None if store is None else set(store.ids)
+    train, held_out = split_items(dataset.images, config.limit, config.held_out, ranked)
+    judged = encode(clip.tower, part(dataset, held_out), clip.preprocess, layer, quiet=quiet)
+    tokens = encode(clip.tower, part(dataset, train), clip.preprocess, layer, quiet=quiet)
+    if len(tokens) < config.batch_size:
+        raise UserError(f"--batch-size {config.batch_size}: there are {len(tokens)} images to train on; lower it")
+    try:
+        classify = classifier(clip, dataset)
+    except UserError:  # a head of other classes than the data set's: agreement is not reported
+        classify = None
+    return Images(tokens, judged, classify)
+
+
+def train_spec(config: TrainConfig, tower_config: TowerConfig, cost: Cost) -> PruneSpec:
+    """The spec that the flags ask for; `cost` counts the MACs of --macs with all that is learned. Raises: UserError."""
+    cuts = None if config.cuts is None else parse_cuts(config.cuts, tower_config.num_patches)
+    nothing_said = config.macs is None and config.keep is None and cuts is None
+    spec = resolve_spec(
+        tower_config,
+        macs=_DEFAULT_MACS if nothing_said else config.macs,
+        keep=config.keep,
+        cuts=cuts,
+        layer=config.layer,
+        rest=config.rest,
+        cost=cost,
+    )
+    if not spec.cuts or spec.cuts[-1][1] == 1.0:
+        raise UserError("nothing would be pruned, so there is nothing to train; choose a lower --macs or --keep")
+    if config.scorer == "mixer" and len(spec.cuts) > 1:
+        raise UserError("--scorer mixer: serves one cut only; give --keep, or choose linear or mlp")
+    return replace(spec, select=config.select, num_added=config.num_added if config.added else 0)
+
+
+def load_store(config: TrainConfig, clip: LoadedClip, spec: PruneSpec) -> RankingStore | None:
+    """The ranking store that the losses read, None without one.
+
+    Raises: RankingMismatch for a store of other weights, another layer or grid, or another treatment of the rest.
+    """
+    if config.store is None:
+        return None
+    store = open_store(config.store, weights_hash=clip.weights_hash, layer=spec.cuts[0][0])
+    num_patches = clip.tower.config.num_patches
+    if store.request["num_patches"] != num_patches:
+        raise RankingMismatch(
+            f"{config.store}: made for {store.request['num_patches']} patches, this tower has {num_patches}; "
+            "search again with this model"
+        )
+    if store.request.get("rest") != spec.rest:
+        raise RankingMismatch(
+            f"{config.store}: searched with --rest {store.request.get('rest')}; train with the same, or search again"
+        )
+    return store
+
+
+def golden_scores(store: RankingStore | None, tokens: Tokens) -> Tensor | None:
+    """Golden scores (n, N) of these images; None without a store."""
+    return None if store is None else store.score_BN[store.index(tokens.ids)].to(tokens.x_nLC.device)

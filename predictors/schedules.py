@@ -1,0 +1,58 @@
+"""From one spec to the same spec at other keep rates: what training draws, so that one model serves a range."""
+
+from dataclasses import replace
+
+import torch
+
+from patchrank.errors import UserError
+from patchrank.presets import Cost
+from patchrank.pretrain.draws import generator
+from patchrank.spec import PruneSpec
+from patchrank.tokens import num_keep
+from patchrank.tower import TowerConfig
+
+
+def at_keep(spec: PruneSpec, K: int, num_patches: int) -> PruneSpec:
+    """The same cuts with K patches left after the last; every cut removes the same share of what is removed in all.
+
+    A cut that would remove nothing stays, keeping all that are present.
+    """
+    last = num_keep(spec.cuts[-1][1], num_patches)
+    cuts = []
+    for layer, keep in spec.cuts:
+        removed = num_patches - num_keep(keep, num_patches)
+        share = removed / (num_patches - last) if last < num_patches else 1.0
+        cuts.append((layer, (num_patches - round(share * (num_patches - K))) / num_patches))
+    return replace(spec, cuts=tuple(cuts))
+
+
+def within(spec: PruneSpec, macs: float, tower_config: TowerConfig, cost: Cost) -> PruneSpec:
+    """The same cuts with the most patches whose cost is at most `macs` of the dense tower's.
+
+    Raises: UserError for a share that these cuts cannot reach.
+    """
+    num_patches, dense = tower_config.num_patches, cost(tower_config, PruneSpec(cuts=()))
+    for K in range(num_patches - 1, 0, -1):
+        found = at_keep(spec, K, num_patches)
+        if cost(tower_config, found) <= macs * dense:
+            return found
+    raise UserError(f"--macs {macs:g}: these cuts cannot save that much; choose a higher value")
+
+
+def check_range(keep_range: tuple[float, float], num_patches: int) -> tuple[int, int]:
+    """Counts (fewest, most) of a range of keep ratios.
+
+    Raises: UserError for ratios outside (0, 1], in the wrong order, or that leave no patch.
+    """
+    low, high = keep_range
+    if not 0.0 < low <= high <= 1.0:
+        raise UserError(f"--keep-range {low:g} {high:g}: must rise within (0, 1]; 0.3 0.7 keeps 30 to 70 %")
+    if low * num_patches < 0.5:
+        raise UserError(f"--keep-range {low:g} {high:g}: {low:g} of {num_patches} patches leaves none; raise it")
+    return num_keep(low, num_patches), num_keep(high, num_patches)
+
+
+def drawn(spec: PruneSpec, counts: tuple[int, int], num_patches: int, seed: int, step: int) -> PruneSpec:
+    """The spec of one training step: K uniform in `counts`, a function of seed and step alone."""
+    K = int(torch.randint(counts[0], counts[1] + 1, (), generator=generator(seed, "keep", step)))
+    return at_keep(spec, K, num_patches)

@@ -1,0 +1,401 @@
+"""`python -m predictors.train` and `.calibrate` end to end on a tiny saved model: numbers, labels, resume, errors."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_tower
+from PIL import Image
+from safetensors import safe_open
+
+import predictors
+from patchrank import cli
+from patchrank.checkpoints.saved import save_clip
+from patchrank.checkpoints.weights import weights_hash
+from patchrank.errors import UserError
+from patchrank.loading import LoadedClip, load_clip
+from patchrank.macs import dense_macs, pruned_macs
+from patchrank.preprocess import Preprocess
+from patchrank.pruned import PrunedTower, start_state
+from patchrank.scorers import SCORERS
+from patchrank.search import search
+from patchrank.spec import PruneSpec
+from patchrank.text import TextConfig, TextTower
+from predictors import artifact, fit
+from predictors.calibrate import calibrate
+from predictors.calibrate import main as calibrate_main
+from predictors.calibration import calibratable, small_parameters
+from predictors.config import CalibrateConfig, TrainConfig, check_train
+from predictors.costs import share_of_macs
+from predictors.fit import STATE, Course, Task
+from predictors.tables import PREDICTORS
+from predictors.train import main as train_main
+from predictors.train import train
+
+HALF = (0.5, 0.5, 0.5)
+GOLDEN = "distill:1,listwise:0.3,pairwise:0.1,bce:0.1"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A CLIP of 16 patches with random weights."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    torch.manual_seed(0)
+    text = TextTower(TextConfig(width=16, num_layers=1, num_heads=2, mlp_width=16, output_dim=24))
+    preprocess = Preprocess(image_size=(32, 32), resize=32, mean=HALF, std=HALF)
+    save_clip(folder, make_tower(), text, preprocess, 20.0, name="tiny", dtype=torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Two classes of twelve pictures, and one file that is no picture."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(24):
+        path = folder / ("cat", "dog")[number % 2] / f"{number:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        coarse = np.random.default_rng(number).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((40, 40), Image.Resampling.BICUBIC).save(path)
+    (folder / "cat" / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(model: Path) -> LoadedClip:
+    return load_clip(str(model))
+
+
+@pytest.fixture
+def config(model: Path, pictures: Path, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        model=str(model),
+        data="folder",
+        data_root=pictures,
+        split="all",
+        keep=0.4,
+        layer=1,
+        held_out=8,
+        num_steps=4,
+        batch_size=4,
+        save_every=2,
+        out=tmp_path / "train",
+    )
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def bits(folder: Path) -> bytes:
+    return (folder / "pruned.safetensors").read_bytes()
+
+
+def test_training_lowers_the_held_out_distance_and_freezes_the_tower(config: TrainConfig, clip: LoadedClip) -> None:
+    pruned = train(replace(config, num_steps=30, save_every=10, lr=0.02, metric_dim=8), clip)
+    report = results(config.out)
+    untrained = report["before"]["distance"]
+    assert report["held_out"]["distance"] < report["log"][0]["held_out"]["distance"] or report["steps"] == 10
+    assert report["best_distance"] == pytest.approx(report["held_out"]["distance"], abs=1e-5)
+    assert report["held_out"]["distance"] < untrained, "a trained scorer should beat a random one on 7 pictures"
+    assert report["mode"] == "frozen" and weights_hash(pruned.tower) == clip.weights_hash
+    assert report["num_held_out"] + report["num_train"] == 24
+    assert report["macs_share"] == pytest.approx(share_of_macs(pruned))
+    for entry in report["log"]:
+        assert entry["relaxed"] > 0 and entry["hard"] > 0
+    low, high = report["cosine_gain"]["ci95"]
+    assert low <= report["cosine_gain"]["mean"] <= high
+
+
+def test_a_loaded_tower_gives_identical_features(config: TrainConfig, clip: LoadedClip, images) -> None:
+    config = replace(config, added="summary", num_added=2, metric_dim=4, num_steps=2)
+    pruned = train(config, clip)
+    loaded = predictors.load_pruned(config.out)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), pruned(images))
+    assert loaded.spec == pruned.spec and loaded.spec.num_added == 2
+    state = start_state(clip.tower, clip.tower.embed(images), 1)
+    assert torch.equal(loaded.nearness(state), pruned.scorer.metric(state))
+
+
+@pytest.mark.parametrize("scorer", PREDICTORS)
+@pytest.mark.parametrize("rest", ["fold", "drop"])
+def test_every_scorer_trains_with_both_rests(scorer: str, rest: str, config: TrainConfig, clip: LoadedClip) -> None:
+    pruned = train(replace(config, scorer=scorer, rest=rest, select="topk", num_steps=2), clip)
+    assert pruned.spec.rest == rest
+    assert results(config.out)["held_out"]["cosine"] > 0
+
+
+def steps_on_disk(folder: Path) -> list[int]:
+    with safe_open(str(folder / STATE), "pt") as file:
+        return [entry["step"] for entry in json.loads(file.metadata()["progress"])["log"]]
+
+
+class Killed(Exception):
+    """Stands for kill -9."""
+
+
+@pytest.mark.parametrize("parts", [dict(), dict(added="static", metric_dim=4, loss="distill:1,error:0.5")])
+def test_killed_and_resumed_gives_the_same_bytes(parts, config, clip, tmp_path, monkeypatch) -> None:
+    config = replace(config, num_steps=6, **parts)
+    train(config, clip)
+    again = replace(config, out=tmp_path / "again")
+    step = fit._step
+
+    def dying(task, optimiser, number, rate, folder):
+        if number == 5:
+            raise Killed
+        return step(task, optimiser, number, rate, folder)
+
+    monkeypatch.setattr(fit, "_step", dying)
+    with pytest.raises(Killed):
+        train(again, clip)
+    assert not (again.out / "pruned.json").exists() and steps_on_disk(again.out) == [2, 4]
+    monkeypatch.setattr(fit, "_step", step)
+    train(again, clip)
+    assert bits(config.out) == bits(again.out)
+    strip = ("seconds", "command", "settings")
+    first, second = ({k: v for k, v in results(out).items() if k not in strip} for out in (config.out, again.out))
+    for log in (first["log"], second["log"]):  # means since the last state: those of the interrupted stretch are whole
+        assert [entry["step"] for entry in log] == [2, 4, 6]
+    assert first == second
+    train(again, clip)  # complete: nothing left to do
+    assert bits(config.out) == bits(again.out)
+
+
+def test_another_run_in_the_same_folder_is_refused(config: TrainConfig, clip: LoadedClip) -> None:
+    train(replace(config, num_steps=2), clip)
+    with pytest.raises(UserError, match=r"holds a run with --lr 0\.003"):
+        train(replace(config, num_steps=2, lr=0.1), clip)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(config, clip, monkeypatch) -> None:
+    from predictors import objective
+
+    combine = objective.combine
+    calls = []
+
+    def sick(*args, **kwargs):
+        total, terms = combine(*args, **kwargs)
+        calls.append(1)
+        return (total * float("nan") if len(calls) == 4 else total), terms
+
+    monkeypatch.setattr(objective, "combine", sick)
+    with pytest.raises(UserError, match=r"step 3: the loss is nan.*for the batch .*\.png.*last good weights"):
+        train(config, clip)
+    assert steps_on_disk(config.out) == [2]
+    monkeypatch.setattr(objective, "combine", combine)
+    train(config, clip)
+    assert results(config.out)["steps"] == 4
+
+
+def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path) -> None:
+    weight = torch.nn.Linear(1, 1)
+    distances = iter([1.0, 0.5, 0.6, 0.7, 0.1])
+    task = Task(
+        learned=weight,
+        loss=lambda step: (weight.weight.square().sum(), {}),
+        judge=lambda: {"distance": next(distances)},
+        batch_name=str,
+    )
+    found = fit.fit(task, Course(num_steps=10, lr=0.1, save_every=1, patience=2), tmp_path, {})
+    assert found["steps"] == 3 and found["best_distance"] == 0.5
+
+
+def test_golden_rankings_from_a_store(config: TrainConfig, clip: LoadedClip, pictures: Path, tmp_path: Path) -> None:
+    settings = dict(data="folder", data_root=pictures, layer=1, strategy="sweep", threads=1, limit=None)
+    store = search(clip, out=tmp_path / "store", rest="fold", **settings)
+    config = replace(config, store=tmp_path / "store", loss=GOLDEN, select="topk")
+    train(config, clip)
+    report = results(config.out)
+    assert report["num_train"] == 17 and {"distill", "listwise", "pairwise", "bce"} <= report["log"][0].keys()
+    assert report["log"][-1]["listwise"] > 0 and len(store.ids) == 24
+    alone = replace(config, loss="listwise", out=tmp_path / "alone")
+    train(alone, clip)
+    assert "hard" not in results(alone.out)["log"][0]
+    for change, words in (
+        (dict(layer=2), "made for layer 1, not 2"),
+        (dict(rest="drop"), "searched with --rest fold"),
+        (dict(model=None), "made with weights"),
+    ):
+        other = clip
+        if "model" in change:
+            other, change = replace(clip, weights_hash="0" * 64), {}
+        with pytest.raises(UserError, match=words):
+            train(replace(config, out=tmp_path / "other", **change), other)
+
+
+def test_macs_count_the_scorer_and_the_metric(config: TrainConfig, clip: LoadedClip) -> None:
+    config = replace(config, keep=None, layer=None, macs=0.75, metric_dim=4, added="summary", num_steps=2)
+    pruned = train(config, clip)
+    assert share_of_macs(pruned) <= 0.75 and pruned.spec.num_added == 1 and len(pruned.spec.cuts) > 1
+    bare = pruned_macs(pruned.config, pruned.spec, metric_dim=4) / dense_macs(pruned.config)
+    assert results(config.out)["macs_share"] > bare
+
+
+def test_the_closing_table(config: TrainConfig, clip: LoadedClip) -> None:
+    config = replace(config, added="static", table=4, table_keep=(0.6, 0.4), num_steps=2)
+    train(config, clip)
+    rows = results(config.out)["table"]
+    methods = {"trained", "trained + tokens", *SCORERS}
+    assert {(row["method"], row["rest"]) for row in rows} == {(m, rest) for m in methods for rest in ("fold", "drop")}
+    assert len(rows) == 2 * 2 * len(methods)
+    assert all(0 < row["macs_share"] < 1.2 and row["numbers"]["cosine"] <= 1 for row in rows)
+
+
+@pytest.fixture(scope="module")
+def trained(model, pictures, clip, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "train"
+    settings = dict(data="folder", data_root=pictures, split="all", keep=0.3, layer=1, held_out=8, num_steps=2)
+    train(TrainConfig(model=str(model), batch_size=4, save_every=2, scorer="linear", out=out, **settings), clip)
+    return out
+
+
+def calibration(trained: Path, pictures: Path, out: Path, **changes) -> CalibrateConfig:
+    settings = dict(data="folder", data_root=pictures, split="all", held_out=8, batch_size=4)
+    return CalibrateConfig(pruned=trained, out=out, **(settings | dict(num_steps=20, save_every=5, lr=0.02) | changes))
+
+
+@pytest.mark.parametrize("parts", ["norms", "biases"])
+def test_calibration_brings_features_closer_and_is_labelled(parts, trained, pictures, clip, tmp_path) -> None:
+    before = bits(trained)
+    done = calibrate(calibration(trained, pictures, tmp_path / "c", parts=parts), clip)
+    report = results(tmp_path / "c")
+    assert report["held_out"]["distance"] < 0.9 * report["before"]["distance"]
+    assert report["mode"] == "calibrated" and predictors.read_training(tmp_path / "c")["mode"] == "calibrated"
+    assert report["macs_share"] == report["before"]["macs_share"]
+    assert bits(trained) == before and predictors.read_training(trained)["mode"] == "frozen"
+    loaded = predictors.load_pruned(tmp_path / "c")
+    with torch.no_grad():
+        image = torch.randn(2, 3, 32, 32)
+        assert torch.equal(loaded(image), done(image))
+    source, now = clip.tower.state_dict(), loaded.tower.state_dict()
+    changed = {name for name in source if not torch.equal(source[name], now[name])}
+    allowed = set(small_parameters(clip.tower, 1, parts))
+    assert changed == allowed, "exactly the small parameters behind the cut may change"
+    with pytest.raises(UserError, match="is calibrated, weights"):
+        calibrate(calibration(tmp_path / "c", pictures, tmp_path / "d"), clip)
+
+
+def test_calibration_resumes_bit_equal(trained, pictures, clip, tmp_path, monkeypatch) -> None:
+    calibrate(calibration(trained, pictures, tmp_path / "a", num_steps=6, save_every=2), clip)
+    step = fit._step
+
+    def dying(task, optimiser, number, rate, folder):
+        if number == 3:
+            raise Killed
+        return step(task, optimiser, number, rate, folder)
+
+    monkeypatch.setattr(fit, "_step", dying)
+    with pytest.raises(Killed):
+        calibrate(calibration(trained, pictures, tmp_path / "b", num_steps=6, save_every=2), clip)
+    monkeypatch.setattr(fit, "_step", step)
+    calibrate(calibration(trained, pictures, tmp_path / "b", num_steps=6, save_every=2), clip)
+    assert bits(tmp_path / "a") == bits(tmp_path / "b")
+
+
+def test_calibration_is_cut_to_what_stands_behind_the_first_cut() -> None:
+    tower = make_tower(pool="attention", num_prefix=0, pre_norm=True)
+    names = set(small_parameters(tower, 2, "biases"))
+    assert "norm.weight" in names and "pool.norm.bias" in names and "blocks.3.fc2.bias" in names
+    assert not any(name.startswith(("blocks.0", "blocks.1.", "patch", "norm_pre")) for name in names)
+    assert not any(name.endswith("weight") and "norm" not in name for name in names)
+    assert small_parameters(tower, 2, "norms").keys() < names
+    with pytest.raises(ValueError, match="norms, biases"):
+        small_parameters(tower, 2, "everything")
+
+
+def test_a_calibratable_copy_shares_nothing_trained_with_the_original(tower) -> None:
+    pruned = PrunedTower(tower, PruneSpec(cuts=((1, 0.5),)), SCORERS["random"](tower.config.grid))
+    other, small = calibratable(pruned)
+    with torch.no_grad():
+        for parameter in small.values():
+            parameter.add_(1.0)
+    assert artifact.mode(pruned, weights_hash(tower)) == "frozen"
+    assert artifact.mode(other, weights_hash(tower)) == "calibrated"
+    assert {id(p) for p in small.values()} == {id(p) for p in other.parameters() if p.requires_grad}
+
+
+def arguments(config: TrainConfig) -> list[str]:
+    names = [
+        "model",
+        "data",
+        "data_root",
+        "split",
+        "keep",
+        "layer",
+        "held_out",
+        "num_steps",
+        "batch_size",
+        "save_every",
+        "out",
+    ]
+    flags = {name: getattr(config, name) for name in names}
+    return [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def test_both_commands(config: TrainConfig, pictures: Path, tmp_path: Path, capsys) -> None:
+    cli.run(train_main, TrainConfig, prog="x", args=arguments(config))
+    text = capsys.readouterr().out
+    assert "frozen: cosine 0." in text and "on 7 held-out images" in text and str(config.out) in text
+    words = ["--pruned", str(config.out), "--data", "folder", "--data-root", str(pictures), "--split", "all"]
+    words += ["--held-out", "8", "--num-steps", "2", "--batch-size", "4", "--out", str(tmp_path / "c")]
+    cli.run(calibrate_main, CalibrateConfig, prog="x", args=words)
+    assert "calibrated: cosine 0." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(scorer="psychic"), "--scorer psychic: unknown; choose one of linear, mlp"),
+        (dict(added="psychic"), "--added psychic: unknown"),
+        (dict(data="nowhere"), "--data nowhere: unknown"),
+        (dict(rest="burn"), "--rest burn: unknown; choose one of fold, drop"),
+        (dict(select="best"), "--select best: unknown"),
+        (dict(loss="bce"), "reads golden rankings; give --store"),
+        (dict(store=Path("x")), "does not read it"),
+        (dict(loss="listwise", store=Path("x"), added="static"), "says nothing about tokens or metrics"),
+        (dict(num_steps=0), "--num-steps 0: must be 1 or more"),
+        (dict(lr=0.0), "--lr 0: must be positive"),
+        (dict(noise=float("nan")), "--noise nan: must not be negative"),
+        (dict(device="mps"), "--device mps: must be cpu"),
+    ],
+)
+def test_flags_out_of_range_are_refused_before_anything_is_loaded(changes, words, config) -> None:
+    with pytest.raises(UserError, match=words):
+        check_train(replace(config, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(keep_range=(0.8, 0.3)), "must rise within"),
+        (dict(keep_range=(0.01, 0.3)), "0.01 of 16 patches leaves none"),
+        (dict(macs=0.7), "exactly one of"),
+        (dict(keep=1.0), "nothing would be pruned"),
+        (dict(keep=None, layer=None, cuts="1:8,2:4", scorer="mixer"), "serves one cut only"),
+        (dict(held_out=99), "leaves none of the 25 images"),
+        (dict(batch_size=64), "there are 17 images to train on"),
+        (dict(layer=9), "outside this tower of 4 blocks"),
+    ],
+)
+def test_flags_that_do_not_fit_model_or_data_are_refused(changes, words, config, clip) -> None:
+    with pytest.raises(UserError, match=words):
+        train(replace(config, **changes), clip)
+    assert not config.out.exists()
+
+
+def test_too_little_memory_says_which_flag_helps(config: TrainConfig, clip: LoadedClip, monkeypatch) -> None:
+    def full(*args):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(fit, "_step", full)
+    with pytest.raises(UserError, match="lower --batch-size"):
+        train(config, clip)
+
+
+def test_a_folder_without_a_training_is_refused(tmp_path: Path, clip: LoadedClip) -> None:
+    with pytest.raises(UserError, match="give the --out of a finished training"):
+        predictors.read_training(tmp_path)
