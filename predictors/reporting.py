@@ -18,7 +18,7 @@ from predictors.schedules import at_keep
 
 
 def make_report(program: str, pruned: PrunedTower, before: PrunedTower, images: Images, found: dict[str, Any]) -> dict:
-    """Numbers of `pruned` on the held-out images, beside those of `before` (untrained, or before calibration) and paired."""
+    """Numbers of `pruned` on the held-out images, beside and paired with those of `before` (untrained, or frozen)."""
     layer, tokens = pruned.spec.cuts[0][0], images.held_out
     feature_nD, before_nD = (pruned_features(tower, tokens, layer) for tower in (pruned, before))
     gain = paired_interval(cosines(feature_nD, tokens.feature_nD), cosines(before_nD, tokens.feature_nD))

@@ -1,5 +1,6 @@
 """From one spec to the same spec at other keep rates: what training draws, so that one model serves a range."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -13,17 +14,14 @@ from patchrank.tower import TowerConfig
 
 
 def at_keep(spec: PruneSpec, K: int, num_patches: int) -> PruneSpec:
-    """The same cuts with K patches left after the last; every cut removes the same share of what is removed in all.
+    """The same cuts with K patches left after the last; cuts of equal ratios stay cuts of equal ratios.
 
-    A cut that would remove nothing stays, keeping all that are present.
+    Every keep ratio is raised to the power that brings the last to K / N. A cut that would remove nothing stays.
     """
-    last = num_keep(spec.cuts[-1][1], num_patches)
-    cuts = []
-    for layer, keep in spec.cuts:
-        removed = num_patches - num_keep(keep, num_patches)
-        share = removed / (num_patches - last) if last < num_patches else 1.0
-        cuts.append((layer, (num_patches - round(share * (num_patches - K))) / num_patches))
-    return replace(spec, cuts=tuple(cuts))
+    last = spec.cuts[-1][1]
+    power = math.log(K / num_patches) / math.log(last) if last < 1.0 else 1.0
+    counts = [max(K, num_keep(keep**power, num_patches)) for _, keep in spec.cuts[:-1]] + [K]
+    return replace(spec, cuts=tuple((layer, num / num_patches) for (layer, _), num in zip(spec.cuts, counts)))
 
 
 def within(spec: PruneSpec, macs: float, tower_config: TowerConfig, cost: Cost) -> PruneSpec:

@@ -1,0 +1,108 @@
+"""float32 graph -> float16 or int8 graph. What decides which patches stay is left in float32 in both.
+
+Which nodes decide is read off the graph itself: everything that reaches an output only through the index of a TopK or
+an ArgMax (scorer, covering selection, fold metric). The pixels and the answer stay float32 too.
+"""
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto
+
+from export.half import to_float16
+from export.tidy import strip
+from patchrank.errors import UserError
+
+PRECISIONS = ("float32", "float16", "int8")
+_INDEX_MAKERS = ("TopK", "ArgMax")
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def selection_nodes(model: onnx.ModelProto) -> set[str]:
+    """Names of the nodes that only decide which patches stay and who hosts the rest."""
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    data, waiting = set(), [value.name for value in model.graph.output]
+    while waiting:
+        node = made_by.get(waiting.pop())
+        if node is not None and node.name not in data and node.op_type not in _INDEX_MAKERS:
+            data.add(node.name)
+            waiting += node.input
+    return {node.name for node in model.graph.node} - data
+
+
+def scoped_nodes(model: onnx.ModelProto, scopes: tuple[str, ...] = ("pixels", "answer")) -> set[str]:
+    """Names of the nodes that came from these parts of the traced module."""
+    found = set()
+    for node in model.graph.node:
+        path = next((item.value for item in node.metadata_props if item.key == _SCOPES), "")
+        if any(f"'{scope}'" in path for scope in scopes):
+            found.add(node.name)
+    return found
+
+
+def float32_nodes(model: onnx.ModelProto) -> set[str]:
+    """All nodes that keep float32 in every precision."""
+    return selection_nodes(model) | scoped_nodes(model)
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """The quantiser advises a preparation that our graphs do not need."""
+    former = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(former)
+
+
+def to_int8(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Weights in int8 by channel, activations quantised as they come; attention products stay float32.
+
+    Source: ONNX Runtime's dynamic quantisation. It refuses the shapes that PyTorch's exporter writes down, so those are
+    cleared first.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    copy = _copy(model)
+    del copy.graph.value_info[:]
+    with tempfile.TemporaryDirectory() as folder, _without_warnings():
+        path = Path(folder) / "int8.onnx"
+        quantize_dynamic(
+            copy,
+            path,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            nodes_to_exclude=sorted(float32_nodes(model)),
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
+        return onnx.load(path)
+
+
+def convert(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    """A traced float32 graph in the named precision, without the exporter's notes.
+
+    Raises: UserError for an unknown name, or weights outside it.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision {precision}: unknown; choose one of {', '.join(PRECISIONS)}")
+    rows = {"float32": _copy, "float16": lambda graph: to_float16(graph, float32_nodes(graph)), "int8": to_int8}
+    converted = rows[precision](model)
+    strip(converted)
+    return converted
+
+
+def float_types(model: onnx.ModelProto) -> set[int]:
+    """Element types among a graph's weights, of the floating and quantised kinds."""
+    kinds = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, TensorProto.UINT8}
+    return {tensor.data_type for tensor in model.graph.initializer} & kinds
