@@ -94,7 +94,7 @@ def test_what_is_undefined_is_refused(call, word: str) -> None:
 @given(st.lists(st.floats(0, 1, width=16), min_size=2, max_size=9, unique=True), seeds)
 def test_curve_mean_equals_sklearn_over_the_width(points: list[float], seed: int) -> None:
     at_M = torch.tensor(sorted(points), dtype=torch.float64)
-    value_2M = drawn(seed, 2, len(points))
+    value_2M = drawn(seed, 2, len(points)).double()
     expected = [auc(at_M, value_M) / (at_M[-1] - at_M[0]).item() for value_M in value_2M]
     assert curve_mean(at_M, value_2M).tolist() == pytest.approx(expected)
 
