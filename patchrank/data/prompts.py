@@ -11,7 +11,7 @@ FOOD = "a photo of {}, a type of food."
 AIRCRAFT = "a photo of a {}, a type of aircraft."
 TEXTURE = "{} texture."
 ACTION = "a photo of a person doing {}."
-DIGIT = "a photo of the digit {}."
+DIGIT = "a photo of the digit {}"
 
 PET_ENSEMBLE = (PET,)
 FLOWER_ENSEMBLE = (FLOWER,)
