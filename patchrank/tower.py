@@ -120,6 +120,13 @@ class Block(nn.Module):
         """Keys averaged over heads, (B, L, C/H): the metric of folding."""
         return key_BLC.unflatten(-1, (self.num_heads, -1)).mean(-2)
 
+    def class_saliency(self, first_B1C: Tensor, key_BNC: Tensor) -> Tensor:
+        """Attention (B, N) float that the class token, as it enters the block (B, 1, C), pays to patches of these keys
+        (B, N, C), of what it pays to patches; mean over heads. Computes one row of queries."""
+        q = _heads(self._project(self.norm1(first_B1C), 0, 1), self.num_heads)
+        logit_BH1N = q @ _heads(key_BNC, self.num_heads).mT * q.shape[-1] ** -0.5
+        return logit_BH1N.softmax(-1).mean(1).squeeze(1)
+
     def class_attention(self, x_BLC: Tensor, num_prefix: int) -> Tensor:
         """Attention of token 0 to the patches, mean over heads: (B, N) float; computes q of one row and all keys."""
         h_BLC = self.norm1(x_BLC)
@@ -186,6 +193,10 @@ class VisionTower(nn.Module):
         With class-token pooling the last block computes one row only, which changes no result.
         Args: size_BL float, patches that each token stands for (None: one each); num_prefix if tokens were added.
         """
+        return self.proj(self.finish_pooled(x_BLC, start, size_BL, num_prefix))
+
+    def finish_pooled(self, x_BLC: Tensor, start: int, size_BL: Tensor | None = None, num_prefix=None) -> Tensor:
+        """`finish` without the projection."""
         bias_B11L = None if size_BL is None else size_BL.log()[:, None, None, :]
         last = self.config.num_layers - 1
         if self.config.pool != "class" or start > last:
@@ -193,17 +204,21 @@ class VisionTower(nn.Module):
         else:
             x_BLC = self.run(x_BLC, start, last, bias_B11L)
             x_BLC = self.blocks[last].mlp(self.blocks[last].attend_rows(x_BLC, 1, bias_B11L))
-        return self.head(x_BLC, size_BL, num_prefix)
+        return self.pooled(x_BLC, size_BL, num_prefix)
 
     def head(self, x_BLC: Tensor, size_BL: Tensor | None = None, num_prefix: int | None = None) -> Tensor:
         """Tokens after the last block -> feature (B, D); mean pooling counts each token `size_BL` times."""
+        return self.proj(self.pooled(x_BLC, size_BL, num_prefix))
+
+    def pooled(self, x_BLC: Tensor, size_BL: Tensor | None = None, num_prefix: int | None = None) -> Tensor:
+        """`head` without the projection."""
         if self.config.norm == "before_pool" and self.config.pool == "class":
             pooled_BC = self.norm(x_BLC[:, 0])
         else:
             x_BLC = self.norm(x_BLC) if self.config.norm == "before_pool" else x_BLC
             pooled_BC = self._pool(x_BLC, size_BL, self.config.num_prefix if num_prefix is None else num_prefix)
             pooled_BC = self.norm(pooled_BC) if self.config.norm == "after_pool" else pooled_BC
-        return self.proj(pooled_BC)
+        return pooled_BC
 
     def _pool(self, x_BLC: Tensor, size_BL: Tensor | None, num_prefix: int) -> Tensor:
         if self.config.pool == "class":
