@@ -94,3 +94,15 @@ def test_folder_row_reads_a_real_tar(assets):
     classes = json.loads(dataset.read("classes.json"))
     assert dataset.class_names == sorted(row["wnid"] for row in classes)
     assert len(dataset.images) == 5000
+
+
+def test_official_caltech_has_all_102_classes(assets):
+    train, test = (load_dataset("caltech101", assets / "data", split, official=True) for split in ("train", "test"))
+    assert (len(train.images), len(test.images), len(test.class_names)) == (3060, 6084, 102)
+    assert test.class_names[:5] == ["accordion", "airplanes", "anchor", "ant", "background google"]
+    assert not {item.id for item in train.images} & {item.id for item in test.images}
+
+
+def test_official_food_reads_beside_the_coop_row(assets):
+    dataset = load_dataset("food101", assets / "data", "test", official=True)
+    assert len(dataset.images) == 2020 and dataset.split_source == "meta/test.json"

@@ -88,9 +88,50 @@ IMAGENET_ITEMS = {
     for split, part in {"train": "train", "val": "val", "test": "val"}.items()
 }
 
+DRAWN = [name for name, row in CATALOG.items() if row.draw]
+CREPE = ("replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att", "add_obj", "add_att")
+
+
+def wnid_mini(folder: str, names: dict[str, str], inside: str = "") -> Mini:
+    """A variant of ImageNet with one picture of each of its first classes."""
+    files = [f"{inside}{wnid}/x.jpg" for wnid in names]
+    items = {"test": [(file, label) for label, file in enumerate(files)]}
+    return Mini(pictures(*reversed(files)), items, list(names.values()), inside or "./", folder)
+
+
+SKETCH = {"n01440764": "tench", "n01443537": "goldfish"}
+
+
+def crepe_mini(below: str, files: str) -> Mini:
+    rows = {
+        category: {
+            "0": {"filename": "2.jpg", "caption": f"a {category}", "negative_caption": "no"},
+            "7": {"filename": "1.jpg", "caption": "b", "negative_caption": "not b"},
+        }
+        for category in CREPE
+    }
+    items = {
+        category: [(f"{below}2.jpg", (f"a {category}", "no")), (f"{below}1.jpg", ("b", "not b"))] for category in CREPE
+    }
+    content = {f"{files}{category}.json": row for category, row in rows.items()}
+    return Mini(pictures(f"{below}1.jpg", f"{below}2.jpg") | content, items, [], files, "sugar-crepe")
+
+
 # One entry per catalog row (its CoOp or main layout) ...
 MINIATURES: dict[str, Callable[[], Mini]] = {
-    "digits": lambda: Mini({"unused.txt": ""}, {}, [], "drawn from scikit-learn's load_digits"),
+    **{name: lambda: Mini({"unused.txt": ""}, {}, [], "drawn from scikit-learn's load_digits") for name in DRAWN},
+    "imagenet-v2": lambda: Mini(
+        pictures("10/a.jpeg", "2/b.jpeg", "0/c.jpeg"),
+        {"test": [("0/c.jpeg", 0), ("2/b.jpeg", 2), ("10/a.jpeg", 10)]},
+        ["tench", "goldfish"],
+        "0/ .. 999/",
+        "imagenetv2-matched-frequency-format-val",
+    ),
+    "imagenet-a": lambda: wnid_mini("imagenet-a", {"n01498041": "stingray", "n01531178": "goldfinch"}),
+    "imagenet-o": lambda: wnid_mini("imagenet-o", {"n01443537": "goldfish", "n01704323": "triceratops"}),
+    "imagenet-r": lambda: wnid_mini("imagenet-r", {"n01443537": "goldfish", "n01484850": "great white shark"}),
+    "imagenet-sketch": lambda: wnid_mini("imagenet-sketch", SKETCH),
+    "sugarcrepe": lambda: crepe_mini("val2017/", "data/"),
     "folder": lambda: Mini(
         pictures("b_c/1.jpg", "a/x/2.png", "a/1.JPG") | {"a/notes.txt": "", ".hidden/3.jpg": picture()},
         {split: [("a/1.JPG", 0), ("a/x/2.png", 0), ("b_c/1.jpg", 1)] for split in ("all", "test")},
@@ -245,6 +286,8 @@ OTHER_LAYOUTS: dict[str, tuple[str, Callable[[], Mini]]] = {
             "imagenet",
         ),
     ),
+    "imagenet-sketch, as unpacked": ("imagenet-sketch", lambda: wnid_mini("ImageNet-Sketch", SKETCH, "sketch/")),
+    "sugarcrepe, flat": ("sugarcrepe", lambda: crepe_mini("", "")),
     "tiny-imagenet, classes.json": (
         "tiny-imagenet",
         lambda: Mini(
@@ -322,6 +365,11 @@ def build(layout: str, tmp_path: Path) -> tuple[str, Mini, Path]:
     return name, mini, tmp_path if CATALOG[name].folders else tmp_path / mini.folder
 
 
+def judged_split(name: str) -> str:
+    """The split to judge on: "test", or the first of a data set whose splits are something else."""
+    return "test" if "test" in CATALOG[name].splits else next(iter(CATALOG[name].splits))
+
+
 def test_every_row_has_a_miniature():
     assert set(MINIATURES) == set(CATALOG)
 
@@ -340,7 +388,7 @@ def test_layout_gives_its_items(layout, tmp_path):
         assert all("{}" in template for template in dataset.templates)
 
 
-@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "digits"])
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout not in DRAWN])
 def test_tar_and_folder_give_the_same(layout, tmp_path):
     name, mini, root = build(layout, tmp_path)
     folder = tmp_path / mini.folder
@@ -360,7 +408,7 @@ def test_tar_and_folder_give_the_same(layout, tmp_path):
 def test_absent_data_says_where_and_what(name, tmp_path):
     row = CATALOG[name]
     with pytest.raises(UserError) as error:
-        load_dataset(name, tmp_path)
+        load_dataset(name, tmp_path, judged_split(name))
     for part in (str(tmp_path / row.folders[0]), row.layout, row.source):
         assert part in str(error.value)
 
@@ -368,23 +416,25 @@ def test_absent_data_says_where_and_what(name, tmp_path):
 @pytest.mark.parametrize("name", [name for name, row in CATALOG.items() if row.folders])
 def test_empty_data_set_folder_is_a_user_error(name, tmp_path):
     (tmp_path / CATALOG[name].folders[0]).mkdir()
-    with pytest.raises(UserError):
-        load_dataset(name, tmp_path)
+    with pytest.raises(UserError) as error:
+        load_dataset(name, tmp_path, judged_split(name))
+    assert str(tmp_path) in str(error.value)
 
 
-@pytest.mark.parametrize("name", [name for name in CATALOG if name != "digits"])
+@pytest.mark.parametrize("name", [name for name in CATALOG if name not in DRAWN])
 def test_split_file_of_another_shape_is_a_user_error(name, tmp_path):
     _, mini, root = build(name, tmp_path)
     folder = tmp_path / mini.folder
     for path in [path for path in folder.rglob("*") if path.suffix in (".json", ".txt", ".mat", ".csv")]:
         path.write_text("[1]")
-    for path in folder.rglob("*.JPEG"):
+    for path in folder.rglob("*.j*g" if name.startswith("imagenet-") else "*.JPEG"):
         path.unlink()
     if name == "folder":
         shutil.rmtree(folder)
         folder.mkdir()
-    with pytest.raises(UserError):
-        load_dataset(name, root)
+    with pytest.raises(UserError) as error:
+        load_dataset(name, root, judged_split(name))
+    assert str(tmp_path) in str(error.value)
 
 
 def test_unknown_names_list_the_known(tmp_path):
@@ -470,3 +520,57 @@ def test_nothing_is_written_to_the_data_root(tmp_path):
     for item in dataset.images:
         dataset.open(item.id)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("pets", "pets, official"),
+        ("flowers102", "flowers102, official"),
+        ("food101", "food101, official"),
+        ("dtd", "dtd, official"),
+        ("ucf101", "ucf101, official"),
+    ],
+)
+def test_official_splits_on_request(name, layout, tmp_path):
+    """Both layouts in one folder: CoOp's is the default, the official one is there for protocols that want it."""
+    _, mini, root = build(layout, tmp_path)
+    _, other, _ = build(name, tmp_path / "other")
+    write(tmp_path / mini.folder, other.files)
+    split = "train"
+    assert load_dataset(name, root, split).split_source == other.source
+    official = load_dataset(name, root, split, official=True)
+    assert official.split_source.startswith(mini.source)
+    assert [(item.id, item.label) for item in official.images] == mini.items[split]
+
+
+def test_official_caltech_draws_thirty_of_each_class(tmp_path):
+    files = {
+        f"101_ObjectCategories/{name}/{n:04d}.jpg": b"" for name in ("BACKGROUND_Google", "ant") for n in range(33)
+    }
+    write(tmp_path / "caltech-101", files)
+    train, test = (load_dataset("caltech101", tmp_path, split, official=True) for split in ("train", "test"))
+    assert train.class_names == ["ant", "background google"]
+    assert [sum(item.label == label for item in train.images) for label in (0, 1)] == [30, 30]
+    assert sorted(item.id for item in train.images + test.images) == sorted(files)
+    again = load_dataset("caltech101", tmp_path, "train", official=True)
+    assert again.images == train.images
+    with pytest.raises(UserError, match="split 'val'"):
+        load_dataset("caltech101", tmp_path, "val", official=True)
+    (tmp_path / "caltech-101/101_ObjectCategories/few").mkdir()
+    (tmp_path / "caltech-101/101_ObjectCategories/few/1.jpg").touch()
+    with pytest.raises(UserError, match="fewer than 31"):
+        load_dataset("caltech101", tmp_path, "train", official=True)
+
+
+def test_imagenet_v2_refuses_a_folder_that_is_no_label(tmp_path):
+    write(tmp_path / "imagenet-v2", pictures("1000/a.jpeg"))
+    with pytest.raises(UserError, match="0 to 999"):
+        load_dataset("imagenet-v2", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["imagenet-a", "imagenet-r"])
+def test_variants_know_their_classes_where_folders_are_missing(name, tmp_path):
+    build(name, tmp_path)
+    dataset = load_dataset(name, tmp_path)
+    assert len(dataset.class_names) == 200 and len(set(dataset.class_names)) == 200

@@ -13,6 +13,7 @@ from patchrank.data.caption_readers import captions, read_coco, read_flickr8k
 from patchrank.data.coop_readers import (
     coop,
     read_aircraft,
+    read_caltech,
     read_dtd,
     read_flowers,
     read_food,
@@ -20,13 +21,24 @@ from patchrank.data.coop_readers import (
     read_ucf,
 )
 from patchrank.data.digits import draw_digit, read_digits
+from patchrank.data.digits_variants import VARIANTS, draw_variant, read_digit_pairs
 from patchrank.data.folder_reader import read_folder
 from patchrank.data.imagenet_readers import read_imagenet, read_tiny_imagenet
+from patchrank.data.imagenet_variants import (
+    read_imagenet_a,
+    read_imagenet_o,
+    read_imagenet_r,
+    read_imagenet_sketch,
+    read_imagenet_v2,
+)
 from patchrank.data.listing import Reader
+from patchrank.data.sugarcrepe_reader import CATEGORIES, read_sugarcrepe
 
 _COOP = "CoOp's split file: https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 _KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 _TRAIN_VAL = {"train": "train", "val": "val", "test": "val"}
+_TEST = {"test": "test"}
+_ROBUST = "https://github.com/hendrycks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +48,8 @@ class DatasetRow:
     folders: tuple[str, ...] = ()
     """Names under the data root, the official first; each also as <name>.tar, read unpacked. Empty: the root itself."""
     read: Reader
+    official: Reader | None = None
+    """Reader of the official splits, where `read` prefers CoOp's; None where `read` gives them."""
     draw: Callable[[str], Image.Image] | None = None
     """Id -> picture, for a data set without files."""
     splits: dict[str, str] = field(default_factory=lambda: {"train": "train", "val": "val", "test": "test"})
@@ -67,6 +81,7 @@ CATALOG: dict[str, DatasetRow] = {
     "caltech101": DatasetRow(
         folders=("caltech-101",),
         read=coop("split_zhou_Caltech101.json", "101_ObjectCategories"),
+        official=read_caltech,
         ensemble=prompts.OBJECT_ENSEMBLE,
         layout="101_ObjectCategories/<class>/*.jpg, split_zhou_Caltech101.json",
         source=f"https://data.caltech.edu/records/mzrjq-6wc02 and {_COOP}",
@@ -74,6 +89,7 @@ CATALOG: dict[str, DatasetRow] = {
     "pets": DatasetRow(
         folders=("oxford_pets", "oxford-iiit-pet"),
         read=coop("split_zhou_OxfordPets.json", "images", read_pets),
+        official=read_pets,
         template=prompts.PET,
         ensemble=prompts.PET_ENSEMBLE,
         layout="images/*.jpg, annotations/, split_zhou_OxfordPets.json",
@@ -82,6 +98,7 @@ CATALOG: dict[str, DatasetRow] = {
     "flowers102": DatasetRow(
         folders=("oxford_flowers", "flowers-102"),
         read=coop("split_zhou_OxfordFlowers.json", "jpg", read_flowers),
+        official=read_flowers,
         template=prompts.FLOWER,
         ensemble=prompts.FLOWER_ENSEMBLE,
         layout="jpg/*.jpg, imagelabels.mat, setid.mat, cat_to_name.json, split_zhou_OxfordFlowers.json",
@@ -90,6 +107,7 @@ CATALOG: dict[str, DatasetRow] = {
     "food101": DatasetRow(
         folders=("food-101", "food-101-64px"),
         read=coop("split_zhou_Food101.json", "images", read_food),
+        official=read_food,
         template=prompts.FOOD,
         ensemble=prompts.FOOD_ENSEMBLE,
         layout="images/<class>/*.jpg, meta/train.json, meta/test.json, split_zhou_Food101.json",
@@ -106,6 +124,7 @@ CATALOG: dict[str, DatasetRow] = {
     "dtd": DatasetRow(
         folders=("dtd",),
         read=coop("split_zhou_DescribableTextures.json", "images", read_dtd),
+        official=read_dtd,
         template=prompts.TEXTURE,
         ensemble=prompts.TEXTURE_ENSEMBLE,
         layout="images/<class>/*.jpg, labels/, split_zhou_DescribableTextures.json",
@@ -114,6 +133,7 @@ CATALOG: dict[str, DatasetRow] = {
     "ucf101": DatasetRow(
         folders=("ucf101",),
         read=coop("split_zhou_UCF101.json", "UCF-101-midframes", read_ucf),
+        official=read_ucf,
         template=prompts.ACTION,
         ensemble=prompts.ACTION_ENSEMBLE,
         layout="UCF-101-midframes/<Class_Name>/*.jpg, split_zhou_UCF101.json",
@@ -125,6 +145,41 @@ CATALOG: dict[str, DatasetRow] = {
         splits=_TRAIN_VAL,
         layout="train/<wnid>/*.JPEG, val/<wnid>/*.JPEG (or both below images/)",
         source="https://image-net.org",
+    ),
+    "imagenet-v2": DatasetRow(
+        folders=("imagenetv2-matched-frequency-format-val", "imagenetv2-matched-frequency", "imagenet-v2"),
+        read=read_imagenet_v2,
+        splits=_TEST,
+        layout="<0 .. 999>/*.jpeg",
+        source="https://github.com/modestyachts/ImageNetV2",
+    ),
+    "imagenet-a": DatasetRow(
+        folders=("imagenet-a",),
+        read=read_imagenet_a,
+        splits=_TEST,
+        layout="<wnid>/*.jpg of 200 classes",
+        source=f"{_ROBUST}/natural-adv-examples",
+    ),
+    "imagenet-o": DatasetRow(
+        folders=("imagenet-o",),
+        read=read_imagenet_o,
+        splits=_TEST,
+        layout="<wnid>/*.jpg of 200 classes",
+        source=f"{_ROBUST}/natural-adv-examples",
+    ),
+    "imagenet-r": DatasetRow(
+        folders=("imagenet-r", "imagenet-rendition"),
+        read=read_imagenet_r,
+        splits=_TEST,
+        layout="<wnid>/*.jpg of 200 classes (or below imagenet-r/)",
+        source=f"{_ROBUST}/imagenet-r",
+    ),
+    "imagenet-sketch": DatasetRow(
+        folders=("imagenet-sketch", "ImageNet-Sketch", "sketch"),
+        read=read_imagenet_sketch,
+        splits=_TEST,
+        layout="<wnid>/*.JPEG of 1,000 classes (or below sketch/ or images/)",
+        source="https://github.com/HaohanWang/ImageNet-Sketch",
     ),
     "tiny-imagenet": DatasetRow(
         folders=("tiny-imagenet-200", "tiny-imagenet", "tiny-imagenet-64px"),
@@ -151,4 +206,30 @@ CATALOG: dict[str, DatasetRow] = {
         layout="train2014/, val2014/ and dataset_coco.json, or train2017/, val2017/ and annotations/",
         source=f"https://cocodataset.org/#download and {_KARPATHY}",
     ),
+    "sugarcrepe": DatasetRow(
+        folders=("sugar-crepe", "sugar_crepe", "sugarcrepe", "coco", "mscoco"),
+        read=read_sugarcrepe,
+        splits={category: category for category in CATEGORIES},
+        layout="data/<category>.json beside COCO's val2017/*.jpg",
+        source="https://github.com/RAIVNLab/sugar-crepe and https://cocodataset.org/#download",
+    ),
+    "digits-pairs": DatasetRow(
+        read=read_digit_pairs,
+        draw=draw_digit,
+        splits={category: category for category in ("replace_obj", "replace_att", "replace_rel")},
+        template=prompts.DIGIT,
+        ensemble=prompts.DIGIT_ENSEMBLE,
+        layout="nothing: the canvases of digits, each with a right and a wrong caption",
+        source="scikit-learn",
+    ),
+} | {
+    f"digits-{name}": DatasetRow(
+        read=read_digits,
+        draw=draw_variant(name),
+        template=prompts.DIGIT,
+        ensemble=prompts.DIGIT_ENSEMBLE,
+        layout=f"nothing: the canvases of digits, {text}",
+        source="scikit-learn",
+    )
+    for name, text in VARIANTS.items()
 }

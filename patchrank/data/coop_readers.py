@@ -7,10 +7,15 @@ import io
 import re
 from functools import partial
 
+import numpy as np
+
 from patchrank.data.dataset import Item
-from patchrank.data.files import Files
+from patchrank.data.files import Files, is_image
 from patchrank.data.listing import Listing, Reader, first_present, no_split, read_json, read_lines, readable
 from patchrank.errors import UserError
+
+_CALTECH_TRAIN = 30
+"""Pictures of each class that TensorFlow Datasets draws for train."""
 
 
 def coop(split_file: str, folder: str, official: Reader | None = None) -> Reader:
@@ -40,6 +45,29 @@ def _official_file(files: Files, split: str, table: dict[str, str], split_file: 
     if not files.has(table[split]):
         raise UserError(f"{files.root}: neither {split_file} nor {table[split]}; fetch one of them")
     return table[split]
+
+
+def read_caltech(files: Files, split: str) -> Listing:
+    """All 102 class folders, background among them; 30 pictures of each drawn for train, the rest is test.
+
+    Source: TensorFlow Datasets' `caltech101`, which VTAB and CLIP_benchmark read: NumPy's generator seeded with 1234,
+    one draw a class. Deviation: there the order of folders and files is that of the file system, here it is sorted, so
+    counts (3,060 / 6,084) and chances are the same, the pictures are not.
+    """
+    folder = "101_ObjectCategories"
+    if split not in ("train", "test"):
+        raise no_split(files, split, ("train", "test"), "put CoOp's split_zhou_Caltech101.json there for all three")
+    by_class: dict[str, list[str]] = {}
+    for name in filter(is_image, files.walk(folder)):
+        by_class.setdefault(name.split("/")[1], []).append(name)
+    draw, items = np.random.RandomState(1234), []
+    names = sorted(by_class, key=str.lower)
+    for label, name in enumerate(names):
+        if len(by_class[name]) <= _CALTECH_TRAIN:
+            raise UserError(f"{files.root}/{folder}/{name}: fewer than 31 pictures; unpack the official archive again")
+        train = set(draw.choice(by_class[name], _CALTECH_TRAIN, replace=False).tolist())
+        items += [Item(id, label) for id in by_class[name] if (id in train) == (split == "train")]
+    return Listing(items=items, class_names=[readable(name.lower()) for name in names], source=f"{folder}/, drawn")
 
 
 def read_pets(files: Files, split: str) -> Listing:

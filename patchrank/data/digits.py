@@ -35,11 +35,13 @@ _CONTRAST = [min(255, max(0, 2 * (value - 64))) for value in range(256)]
 
 def read_digits(files: Files | None, split: str) -> Listing:
     """All ids of a split; labels take turns, so every run of ten ids has every class once."""
-    return Listing(
-        items=[_item(split, number) for number in range(NUM_IMAGES[split])],
-        class_names=NAMES,
-        source="drawn from scikit-learn's load_digits",
-    )
+    return Listing(items=list(_items(split)), class_names=NAMES, source="drawn from scikit-learn's load_digits")
+
+
+@cache
+def _items(split: str) -> tuple[Item, ...]:
+    """All items of a split; each needs a generator of its own, so they are made once."""
+    return tuple(_item(split, number) for number in range(NUM_IMAGES[split]))
 
 
 def draw_digit(id: str) -> Image.Image:

@@ -45,11 +45,12 @@ def find_files(name: str, row: DatasetRow, root: str | Path | None = None) -> Fi
     raise UserError(f"{name}: {root / row.folders[0]} not found; {hint}{remedy}")
 
 
-def load_dataset(name: str, root: str | Path | None = None, split: str = "test") -> Dataset:
+def load_dataset(name: str, root: str | Path | None = None, split: str = "test", *, official: bool = False) -> Dataset:
     """One split of one data set of the catalog, in the order of its split file.
 
     Args: root, the folder that holds the official data sets' folders or their uncompressed tars; for "folder", the
-    picture folder itself; default `$PATCHRANK_ASSETS/data`.
+    picture folder itself; default `$PATCHRANK_ASSETS/data`. official, read the official splits even where CoOp's split
+    file is there (protocols differ in this).
     Pictures that the split lists and the disk lacks are left out, logged and listed in `missing`.
 
     Raises: UserError for an unknown name or split, absent or malformed files, or a split without any picture.
@@ -61,7 +62,8 @@ def load_dataset(name: str, root: str | Path | None = None, split: str = "test")
         raise UserError(f"split {split!r} of {name}: unknown; choose one of {', '.join(row.splits)}")
     files = None if row.draw else find_files(name, row, root)
     try:
-        listing = row.read(files, row.splits[split])
+        read = row.official if official and row.official else row.read
+        listing = read(files, row.splits[split])
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
