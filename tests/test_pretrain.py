@@ -1,22 +1,19 @@
-"""The pretraining loop: it learns, resumes to the same bytes, stops at NaN, and writes what `load_clip` reads."""
+"""The pretraining command on digits: what it writes, what it refuses, and that a finished run stays as it is."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
+from PIL import Image
 
 from patchrank.errors import UserError
 from patchrank.loading import load_clip
 from patchrank.pretrain.__main__ import main
-from patchrank.pretrain.config import PretrainConfig, check
-from patchrank.pretrain.loop import forward, open_run, state_path, train, train_step, update
+from patchrank.pretrain.config import PretrainConfig
+from patchrank.pretrain.loop import open_run, state_path, train, train_step
+from patchrank.pretrain.maskers import MASKERS
 from patchrank.pretrain.model import build_pair
-from patchrank.pretrain.recipes import EVERYTHING, RECIPES, view_at
+from patchrank.pretrain.rules import check
 from patchrank.pretrain.state import save_state
 
 TINY = dict(
@@ -53,85 +50,16 @@ def config(tmp_path):
 @pytest.fixture
 def few_val(monkeypatch):
     """Checks on 20 pictures instead of thousands."""
-    import patchrank.pretrain.__main__ as command
-    import patchrank.pretrain.loop as loop
+    import patchrank.pretrain.evaluate as evaluate
 
-    for module in (command, loop):
-        load = module.load_dataset
+    load = evaluate.load_part
 
-        def short(name, root=None, split="test", load=load):
-            dataset = load(name, root=root, split=split)
-            if split != "train":
-                del dataset.images[20:]
-            return dataset
+    def short(name, root, split):
+        dataset = load(name, root, split)
+        del dataset.images[20:]
+        return dataset
 
-        monkeypatch.setattr(module, "load_dataset", short)
-
-
-def weights(run):
-    return {name: tensor.clone() for name, tensor in run.pair.state_dict().items()}
-
-
-@pytest.mark.parametrize("recipe", sorted(RECIPES))
-def test_every_recipe_learns_a_batch(config, recipe):
-    run = open_run(config(recipe=recipe, lr=3e-3))
-    batch = run.batches.at(0, 1.0)
-    chance = torch.Generator().manual_seed(0)
-    first, hits = forward(run.pair, batch, EVERYTHING, chance)
-    assert hits < 0.9
-    for step in range(120):
-        view = view_at(step, 120, RECIPES[recipe], 0.0, 1.0)
-        update(run.pair, run.optimiser, forward(run.pair, batch, view, chance)[0], step)
-    last, hits = forward(run.pair, batch, EVERYTHING, chance)
-    assert last < 0.5 * first and hits == 1.0
-
-
-@pytest.mark.parametrize("stop", [1, 3, 5])
-def test_resumed_equals_uninterrupted_bit_by_bit(config, stop, tmp_path):
-    settings = dict(recipe="flip50", curriculum=0.4, cheap_start=0.3)
-    whole = open_run(config(**settings, out=tmp_path / "whole"))
-    for step in range(6):
-        train_step(whole, step)
-    first = open_run(config(**settings))
-    for step in range(stop):
-        train_step(first, step)
-    save_state(state_path(first.config.out), first.pair, first.optimiser, first.progress, first.config.settings())
-    second = open_run(config(**settings))
-    assert second.progress.step == stop
-    for step in range(stop, 6):
-        train_step(second, step)
-    assert second.progress.pace == whole.progress.pace
-    expected, found = weights(whole), weights(second)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-
-
-@pytest.mark.system
-def test_killed_command_goes_on_to_the_same_model(tmp_path):
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in (TINY | {"num_steps": 40}).items()]
-    command = [sys.executable, "-m", "patchrank.pretrain", *flags, "--out"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    killed = subprocess.Popen([*command, tmp_path / "killed"], env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not state_path(tmp_path / "killed").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    for folder in ("killed", "whole"):
-        subprocess.run([*command, tmp_path / folder], env=environment, check=True, capture_output=True)
-    files = [(tmp_path / folder / "clip.safetensors").read_bytes() for folder in ("killed", "whole")]
-    assert files[0] == files[1]
-
-
-def test_nan_stops_with_one_line_and_leaves_the_weights(config):
-    run = open_run(config())
-    before = weights(run)
-    batch = run.batches.at(0, 1.0)
-    batch.image_BCHW[0, 0, 0, 0] = float("nan")
-    loss, _ = forward(run.pair, batch, EVERYTHING, torch.Generator())
-    with pytest.raises(UserError, match=r"step 7: loss nan.*finite; give a lower --lr"):
-        update(run.pair, run.optimiser, loss, 7)
-    assert all(torch.equal(before[name], tensor) for name, tensor in run.pair.state_dict().items())
+    monkeypatch.setattr(evaluate, "load_part", short)
 
 
 def test_scale_stays_at_most_100(config):
@@ -152,7 +80,9 @@ def test_command_writes_a_model_that_load_clip_reads(config, few_val, capsys):
     manifest = json.loads((chosen.out / "clip.json").read_text())
     assert clip.model_name == "clip-digits"
     assert manifest["recipe"]["settings"] == chosen.settings()
-    assert set(manifest["recipe"]["accuracy"]) == {"val", "test"}
+    assert manifest["recipe"]["metrics"].keys() == {"val", "test"}
+    assert manifest["recipe"]["metrics"]["test"].keys() == {"digits accuracy"}
+    assert manifest["recipe"]["num_test"] == {"digits": 20}
     assert "Zero-shot accuracy" in manifest["recipe"]["card"] and "Limits" in manifest["recipe"]["card"]
     assert "2 of 2 steps of 8 to go" in capsys.readouterr().out
 
@@ -168,17 +98,20 @@ def test_finished_run_computes_nothing_more(config, few_val):
     assert (chosen.out / "clip.safetensors").read_bytes() == weights_before
 
 
-def test_dry_run_writes_nothing(config, capsys):
-    chosen = config(dry_run=True)
+def test_dry_run_prints_the_table_and_draws_the_masks(config, capsys):
+    chosen = config(dry_run=True, recipe="aclip")
     main(chosen)
-    assert "million MACs" in capsys.readouterr().out
-    assert not chosen.out.exists()
+    said = capsys.readouterr().out
+    assert "> aclip " in said and "x CLIP" in said and "see only 8 pictures at a time" in said
+    assert [path.name for path in chosen.out.iterdir()] == ["masks.png"]
+    with Image.open(chosen.out / "masks.png") as picture:
+        assert picture.height > 16 * 32 and picture.width > len(MASKERS) * 32
 
 
 def test_state_of_other_settings_is_refused(config):
     run = open_run(config())
     train_step(run, 0)
-    save_state(state_path(run.config.out), run.pair, run.optimiser, run.progress, run.config.settings())
+    save_state(state_path(run.config.out), run.learner, run.optimiser, run.progress, run.config.settings())
     with pytest.raises(UserError, match=r"holds a run with --lr 0\.001"):
         open_run(config(lr=0.5))
     state_path(run.config.out).write_bytes(b"half a file")
@@ -196,6 +129,17 @@ def test_state_of_other_settings_is_refused(config):
         (dict(num_steps=0), "1 or more"),
         (dict(num_warmup=6), "less than --num-steps"),
         (dict(cheap_keep=0.0), r"\(0, 1\]"),
+        (dict(data="digits+glyphs"), "glyphs: unknown"),
+        (dict(masker="txt", recipe="flip50"), "txt: unknown"),
+        (dict(masker="pgs"), "clip masks nothing"),
+        (dict(masker="text", recipe="flip50"), "has one, such as att1x50"),
+        (dict(contrast="triplet"), "clip or siglip"),
+        (dict(recipe="aclip", image_size=40), "blocks of 2 x 2"),
+        (dict(data="digits+shards"), "do not mix"),
+        (dict(accumulate=3), "multiple of 3"),
+        (dict(precision="float16"), "float32 or bfloat16"),
+        (dict(lr_end=1.0), "between 0 and --lr"),
+        (dict(tuning=2.0), r"\[0, 1\]"),
         (dict(curriculum=1.0), r"\[0, 1\)"),
         (dict(device="tpu"), "cpu or cuda"),
     ],

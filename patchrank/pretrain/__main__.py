@@ -1,4 +1,7 @@
-"""`python -m patchrank.pretrain`: train a small CLIP from scratch and save it where `load_clip` finds it."""
+"""`python -m patchrank.pretrain`: train a CLIP and save it where `load_clip` and open_clip find it.
+
+Several processes: `torchrun --nproc-per-node 8 -m patchrank.pretrain ...`.
+"""
 
 import time
 
@@ -6,66 +9,107 @@ import torch
 
 from patchrank import cli
 from patchrank.atomic import write_json
-from patchrank.data import load_dataset
 from patchrank.loading import save_clip
-from patchrank.macs import dense_macs
 from patchrank.pretrain.card import card, recipe_of
-from patchrank.pretrain.config import PretrainConfig, check
-from patchrank.pretrain.evaluate import zero_shot_accuracy
+from patchrank.pretrain.config import PretrainConfig
+from patchrank.pretrain.cost import as_lines, cost_table
+from patchrank.pretrain.distributed import World, joined
+from patchrank.pretrain.draws import sampler
+from patchrank.pretrain.evaluate import check_pair, open_checks
 from patchrank.pretrain.loop import Run, check_run, open_run, train
-from patchrank.pretrain.pictures import Pictures
+from patchrank.pretrain.mask_pictures import draw_masks
+from patchrank.pretrain.open_clip_export import save_open_clip
+from patchrank.pretrain.pictures import normalise
+from patchrank.pretrain.rules import check
 from patchrank.provenance import command, versions
+
+_NUM_SHOWN = 16
 
 
 def main(config: PretrainConfig) -> None:
-    """Train as `config` says, going on from the state in --out; then save the model and its test accuracy."""
+    """Train as `config` says, going on from the state in --out; then save the model and its test metrics."""
     check(config)
     torch.set_num_threads(config.threads)
-    run = open_run(config)
-    print(_cost_line(run), flush=True)
+    with joined(config.device) as world:
+        check(config, world.size)
+        _main(config, world)
+
+
+def _main(config: PretrainConfig, world: World) -> None:
+    run = open_run(config, world)
+    if world.leads:
+        print(_cost_lines(run), flush=True)
     if config.dry_run:
+        if world.leads:
+            _show_masks(run)
         return
-    origin = {"command": command("patchrank.pretrain"), "versions": versions()}
-    write_json(config.out / "config.json", config.settings() | origin)
+    if world.leads:
+        origin = {"command": command("patchrank.pretrain"), "versions": versions()}
+        write_json(config.out / "config.json", config.settings() | origin)
     train(run)
-    if run.batches.pictures.broken:
-        print(f"{len(run.batches.pictures.broken)} broken pictures were skipped")
-    _save(run)
+    if run.batches.num_broken:
+        print(f"{run.batches.num_broken} broken pictures were skipped by process {world.rank}")
+    if world.leads:
+        _save(run)
 
 
-def _cost_line(run: Run) -> str:
+def _cost_lines(run: Run) -> str:
     config = run.config
     started = time.perf_counter()
     run.batches.at(run.progress.step, 1.0)
     seconds = time.perf_counter() - started
-    left = config.num_steps - run.progress.step
-    macs = dense_macs(config.tower_config())
-    return (
-        f"{config.recipe} on {config.data}: {len(run.batches.pictures.dataset.images):,} pictures, {left:,} of "
-        f"{config.num_steps:,} steps of {config.batch_size} to go; image tower {macs / 1e6:.0f} million MACs a picture "
-        f"({2 * macs / 1e6:.0f} million FLOPs); drawing or reading a batch takes {1000 * seconds:.0f} ms"
-    )
+    left, dataset = config.num_steps - run.progress.step, run.batches.dataset
+    size = "a stream of pictures" if dataset is None else f"{len(dataset.images):,} pictures"
+    per_process = config.batch_size // run.batches.num_parts
+    said = [
+        f"{config.recipe} on {config.data}: {size}, {left:,} of {config.num_steps:,} steps of {config.batch_size} to "
+        f"go; drawing or reading {per_process} pictures takes {1000 * seconds:.0f} ms",
+        *as_lines(cost_table(config), config.recipe),
+        "GMAC/pair: billion multiply-accumulates (1 MAC = 2 FLOPs) of a training step for one picture and its caption; "
+        "reported: the papers' time on their machines; x CLIP is what to expect here",
+    ]
+    heads = {"simclr", "byol"} & set(config.row.terms)
+    if heads and per_process < 16:
+        said.append(f"note: the batch norms of {', '.join(sorted(heads))} see only {per_process} pictures at a time")
+    return "\n".join(said)
+
+
+def _show_masks(run: Run) -> None:
+    """Draw what the masks keep, with the towers as they are now."""
+    batches, config = run.batches, run.config
+    if batches.dataset is None or config.row.locked:
+        return
+    numbers = sampler(len(batches.dataset.images), min(_NUM_SHOWN, len(batches.dataset.images)), config.seed, 0)
+    image_BCHW, good = batches.pictures.batch(numbers.tolist())
+    texts = [batches.dataset.images[number].captions[0] for number in good]
+    path = config.out / "masks.png"
+    draw_masks(path, run.learner.to("cpu").eval(), normalise(image_BCHW, run.preprocess), texts)
+    print(f"what the masks keep of {len(good)} pictures, with towers after step {run.progress.step}: {path}")
 
 
 def _save(run: Run) -> None:
     config, pair = run.config, run.pair
-    accuracy = {}
-    if run.val is not None:
-        test = Pictures(load_dataset(config.data, root=config.data_root, split="test"), config.preprocess())
-        accuracy = {"val": check_run(run)}
-        accuracy["test"] = zero_shot_accuracy(pair, test, config.preprocess(), config.batch_size)
-    recipe = recipe_of(config, run.progress, accuracy)
+    metrics = {config.eval_split: run.metrics or check_run(run)} if run.world.size == 1 else {}
+    tests = open_checks(config.eval_data or config.data, config.data_root, "test", run.preprocess)
+    metrics["test"] = check_pair(pair, tests, run.preprocess, min(config.batch_size, 256))
+    metrics = {split: found for split, found in metrics.items() if found}
+    num_test = {pictures.dataset.name: len(pictures.dataset.images) for pictures in tests}
+    recipe = recipe_of(config, run.progress, metrics, num_test)
+    name = config.name or f"{config.recipe}-{config.data}"
     save_clip(
         config.out,
         pair.tower,
         pair.text,
-        config.preprocess(),
+        run.preprocess,
         pair.log_scale.exp().item(),
-        name=config.name or f"{config.recipe}-{config.data}",
+        name=name,
         recipe=recipe | {"card": card(recipe)},
     )
     print(card(recipe))
     print(f"model in {config.out}; use it with --model {config.out}")
+    if not config.row.locked:
+        save_open_clip(config.out / "open_clip", pair, run.preprocess)
+        print(f"for open_clip: {config.out / 'open_clip'}")
 
 
 if __name__ == "__main__":

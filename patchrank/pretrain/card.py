@@ -12,14 +12,21 @@ _DATA = {
 }
 
 
-def recipe_of(config: PretrainConfig, progress: Progress, accuracy: dict[str, float]) -> dict[str, Any]:
-    """JSON values: command, settings, cost and zero-shot accuracy (fractions) of a finished run."""
+def recipe_of(
+    config: PretrainConfig, progress: Progress, metrics: dict[str, dict[str, float]], num_test: dict[str, int]
+) -> dict[str, Any]:
+    """JSON values: command, settings, cost and metrics by split (fractions) of a finished run.
+
+    Args: num_test: pictures of each test set, by name.
+    """
     return {
         "command": command("patchrank.pretrain"),
         "settings": config.settings(),
-        "accuracy": accuracy,
+        "metrics": metrics,
+        "num_test": num_test,
         "minutes": round(progress.seconds / 60, 1),
         "processor_minutes": round(progress.cpu_seconds / 60, 1),
+        "processor_seconds": round(progress.cpu_seconds, 2),
         "machine": machine(),
         "versions": versions(),
     }
@@ -27,13 +34,15 @@ def recipe_of(config: PretrainConfig, progress: Progress, accuracy: dict[str, fl
 
 def card(recipe: dict[str, Any]) -> str:
     """The model card: data, recipe, cost, accuracy, limits."""
-    settings, accuracy = recipe["settings"], recipe["accuracy"]
-    shown = ", ".join(f"{100 * value:.1f} % on {split}" for split, value in accuracy.items()) or "not measured"
+    settings = recipe["settings"]
+    found = [f"{name} {100 * value:.1f} % ({split})" for split, row in recipe["metrics"].items()
+             for name, value in row.items()]  # fmt: skip
+    image_tower = f"the image tower of {settings['model']}, locked" if settings["recipe"] == "lit" else "from scratch"
     return (
         f"Data: {_DATA.get(settings['data'], settings['data'])}. "
-        f"Recipe: {settings['recipe']} from scratch, {settings['num_steps']} steps of {settings['batch_size']} "
+        f"Recipe: {settings['recipe']}, {image_tower}, {settings['num_steps']} steps of {settings['batch_size']} "
         f"pictures, seed {settings['seed']}. "
         f"Cost: {recipe['processor_minutes']:g} processor minutes on {settings['threads']} threads. "
-        f"Zero-shot accuracy before rounding to float16: {shown}. "
+        f"Zero-shot accuracy and retrieval before rounding to float16: {', '.join(found) or 'not measured'}. "
         "Limits: it knows nothing but its training data; a default to try patchrank with, not a model to build on."
     )

@@ -1,93 +1,166 @@
-"""What a pretraining run can be told: the only home of its defaults, its help texts and the rules of its values.
+"""What a pretraining run can be told: the only home of its help texts; `rules.py` has the rules of its values.
 
-The defaults are the recipe of the embedded model.
+A flag that is not given takes the recipe's value (`patchrank.pretrain.settings`): every value of a made config is
+concrete. Without any flag that is the recipe of the embedded model.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from patchrank.data import CATALOG
-from patchrank.errors import UserError
 from patchrank.preprocess import Preprocess
-from patchrank.pretrain.recipes import RECIPES
+from patchrank.pretrain.recipes import RECIPES, Recipe
+from patchrank.pretrain.settings import Setting, setting_of
 from patchrank.text import TextConfig
 from patchrank.tower import TowerConfig
 
-_FREE = ("out", "data_root", "name", "device", "eval_every", "save_every")
+_FREE = ("out", "data_root", "name", "device", "eval_every", "save_every", "workers", "tensorboard", "eval_data",
+         "eval_split", "log_every")  # fmt: skip
 """Flags that may change when a run is taken up again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Train an image tower and a text tower from scratch on pictures with captions."""
+    """Train an image tower and a text tower on pictures with captions.
+
+    Flags whose default is None take the value of the recipe's setting (patchrank/pretrain/settings.py).
+    """
 
     recipe: str = "clip"
-    """Row of RECIPES: clip or flip50."""
+    """Row of RECIPES: clip, flip50, flip75, flip50_fold, slip, maskclip, maskclip_mlm, rand1x50, rand2x50, att1x50,
+    att2x50, att2x50_high, aclip, aclip_eff, aclip_fast, eclip, pgs-0.3, pgs-0.5, or lit."""
+    masker: str | None = None
+    """Masker in place of the recipe's, for ablations: a row of MASKERS such as text or pgs-no-edges."""
+    contrast: str = "clip"
+    """Contrastive loss: clip, or siglip in its place."""
+    setting: str = "small"
+    """Where the values of the flags below come from that are not given: "small" (two cores) or "paper"."""
     data: str = "digits"
-    """Data set with captions: a row of the catalog."""
+    """Pictures with captions: a data set of the catalog (captions, or classes in templates), several joined by +,
+    "captions" (your own folder), or "shards" (WebDataset)."""
     data_root: Path | None = None
-    """Folder that holds the data sets; without it $PATCHRANK_ASSETS/data."""
+    """Folder that holds the data sets, your own folder, or the shards (a folder of *.tar, or data/{000..099}.tar);
+    without it $PATCHRANK_ASSETS/data."""
     out: Path = Path("out/pretrain")
     """Folder of the run: its state, its log and in the end the model; the same command goes on after a kill."""
     name: str | None = None
     """Name that the saved model answers with; without it <recipe>-<data>."""
+    model: str = "embedded"
+    """Recipe lit: the checkpoint whose image tower is locked, as in `load_clip`."""
+    pretrained: str = ""
+    """Recipe lit: weights of --model."""
     seed: int = 0
-    """Seed of weights, batches, captions, shifts and masks."""
+    """Seed of weights, batches, captions, crops and masks."""
     device: str = "cpu"
     """Where to compute: cpu or cuda."""
     threads: int = 2
     """CPU threads; another number gives slightly other weights."""
-    num_steps: int = 5000
-    """Steps of the whole run."""
-    batch_size: int = 64
-    """Pictures per step; each comes with one of its captions, drawn anew."""
-    lr: float = 1e-3
+    workers: int = 0
+    """Threads that decode and crop pictures of the next batch beside the training; they change no result."""
+    precision: str | None = None
+    """float32, or bfloat16 (autocast; weights, losses and averages stay float32)."""
+    num_steps: int | None = None
+    """Steps of the optimiser in the whole run."""
+    batch_size: int | None = None
+    """Pictures of a step, all processes together; each comes with one of its captions, drawn anew."""
+    accumulate: int = 1
+    """Parts that a process computes its share of a batch in; negatives and batch norms come from one part at a time."""
+    lr: float | None = None
     """Peak learning rate."""
-    num_warmup: int = 100
+    lr_end: float | None = None
+    """Learning rate after the last step."""
+    num_warmup: int | None = None
     """Steps until the peak."""
-    decay: float = 0.5
-    """Share of the steps, the last ones, in which the learning rate falls to zero."""
-    weight_decay: float = 0.05
+    decay: float | None = None
+    """Share of the steps, the last ones, in which the learning rate falls."""
+    weight_decay: float | None = None
     """Decay of the matrices; biases, norms, positions and the patch embedding have none."""
-    curriculum: float = 0.7
-    """Share of the steps, the first ones, in which pictures may be easier than they are; 0 switches it off."""
-    cheap_start: float = 0.85
+    beta2: float | None = None
+    """Second moment of AdamW; the first is 0.9."""
+    epsilon: float | None = None
+    """Epsilon of AdamW."""
+    max_norm: float | None = None
+    """Limit of the gradient's norm; 0 switches it off."""
+    tuning: float | None = None
+    """Share of the steps, the last ones, that mask nothing (unmasked tuning)."""
+    curriculum: float | None = None
+    """Share of the steps, the first ones, in which digits may be easier than they are; 0 switches it off."""
+    cheap_start: float | None = None
     """Share of the steps, the first ones, that see only the patches of most contrast; 0 follows the recipe at once."""
-    cheap_keep: float = 0.3
+    cheap_keep: float | None = None
     """Share of the patches seen during the cheap start."""
-    shift: int = 4
-    """Pictures move by up to so many pixels."""
-    image_size: int = 112
+    least_area: float | None = None
+    """Crops cover at least this share of a picture; 1 takes single views whole, moved by up to --shift pixels."""
+    shift: int | None = None
+    """Whole pictures move by up to so many pixels."""
+    image_size: int | None = None
     """Side of the pictures in pixels."""
-    patch_size: int = 8
+    patch_size: int | None = None
     """Side of a patch in pixels."""
-    width: int = 96
+    width: int | None = None
     """Width of the image tower."""
-    num_layers: int = 6
+    num_layers: int | None = None
     """Blocks of the image tower."""
-    num_heads: int = 3
+    num_heads: int | None = None
     """Heads of the image tower."""
-    feature_dim: int = 64
+    feature_dim: int | None = None
     """Dimension of the shared features."""
-    text_width: int = 64
-    """Width of the text tower; a head has 32."""
-    text_layers: int = 2
+    text_width: int | None = None
+    """Width of the text tower."""
+    text_head: int | None = None
+    """Width of a head of the text tower."""
+    text_layers: int | None = None
     """Blocks of the text tower."""
-    context: int = 64
+    context: int | None = None
     """Bytes of a text, start and end included."""
+    frozen_patches: bool | None = None
+    """Whether the patch embedding stays at its random start."""
+    start: str | None = None
+    """How the image tower starts: "usual", or "local" (every head looks at a neighbour)."""
+    head_width: int | None = None
+    """Hidden width of the SimCLR and BYOL heads."""
+    head_out: int | None = None
+    """Output width of these heads."""
+    eval_data: str | None = None
+    """Data sets of the checks, joined by +; without it those of --data."""
+    eval_split: str = "val"
+    """Split of the checks; a data set without it is not checked."""
     eval_every: int = 500
-    """Steps between zero-shot checks on the val split."""
+    """Steps between checks: zero-shot accuracy and retrieval."""
     save_every: int = 250
     """Steps between states on disk: what a kill can cost."""
+    log_every: int = 10
+    """Steps between rows of log.jsonl and of TensorBoard."""
+    tensorboard: bool = False
+    """Also write TensorBoard's event files into --out."""
     dry_run: bool = False
-    """Say what the run would cost, and stop; nothing is written."""
+    """Print the cost table and draw what the masks keep of 16 pictures, then stop."""
+
+    def __post_init__(self) -> None:
+        recipe = RECIPES.get(self.recipe)
+        if recipe is None or self.setting not in ("small", "paper"):
+            return  # `check` says so
+        setting = setting_of(self.setting, self.recipe, recipe.paper, recipe.small, self.data)
+        values = {field.name: getattr(setting, field.name) for field in fields(Setting)} | {"tuning": recipe.tuning}
+        for name, value in values.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
     def settings(self) -> dict[str, Any]:
         """What must not change within a run, as JSON values."""
         return {name: value for name, value in asdict(self).items() if name not in (*_FREE, "dry_run")}
+
+    @property
+    def row(self) -> Recipe:
+        """The recipe with --masker and --contrast in place."""
+        recipe = RECIPES[self.recipe]
+        views = tuple(
+            view if self.masker is None or view.mask.keep >= 1.0
+            else replace(view, mask=replace(view.mask, masker=self.masker))
+            for view in recipe.views
+        )  # fmt: skip
+        terms = {self.contrast if name == "clip" else name: weight for name, weight in recipe.terms.items()}
+        return replace(recipe, views=views, terms=terms)
 
     def tower_config(self) -> TowerConfig:
         """The image tower: class token, ViT."""
@@ -101,15 +174,15 @@ class PretrainConfig:
             output_dim=self.feature_dim,
         )
 
-    def text_config(self) -> TextConfig:
-        """The text tower."""
+    def text_config(self, output_dim: int | None = None) -> TextConfig:
+        """The text tower; `output_dim` where a locked image tower fixes the features."""
         return TextConfig(
             context=self.context,
             width=self.text_width,
             num_layers=self.text_layers,
-            num_heads=self.text_width // 32,
+            num_heads=self.text_width // self.text_head,
             mlp_width=4 * self.text_width,
-            output_dim=self.feature_dim,
+            output_dim=output_dim or self.feature_dim,
         )
 
     def preprocess(self) -> Preprocess:
@@ -120,41 +193,3 @@ class PretrainConfig:
             mean=(0.5, 0.5, 0.5),
             std=(0.5, 0.5, 0.5),
         )
-
-
-def check(config: PretrainConfig) -> None:
-    """Check all that needs no data. Raises: UserError."""
-    for flag, table in (("recipe", RECIPES), ("data", CATALOG)):
-        if getattr(config, flag) not in table:
-            raise UserError(f"--{flag} {getattr(config, flag)}: unknown; choose one of {', '.join(table)}")
-    for name in ("threads", "num_steps", "batch_size", "num_layers", "num_heads", "feature_dim", "text_layers",
-                 "eval_every", "save_every", "patch_size", "width"):  # fmt: skip
-        _at_least(config, name, 1)
-    for name in ("num_warmup", "shift", "seed"):
-        _at_least(config, name, 0)
-    rules = (
-        ("image_size", config.image_size >= config.patch_size and config.image_size % config.patch_size == 0,
-         f"must be a multiple of --patch-size {config.patch_size}"),
-        ("width", config.width % (4 * config.num_heads) == 0,
-         f"must be a multiple of 4 x --num-heads {config.num_heads}"),
-        ("text_width", config.text_width >= 32 and config.text_width % 32 == 0, "must be a multiple of 32"),
-        ("num_warmup", config.num_warmup < config.num_steps, f"must be less than --num-steps {config.num_steps}"),
-        ("lr", config.lr > 0, "must be positive"),
-        ("decay", 0 < config.decay <= 1, "must lie in (0, 1]; 1 is the usual cosine"),
-        ("curriculum", 0 <= config.curriculum < 1, "must lie in [0, 1)"),
-        ("weight_decay", config.weight_decay >= 0, "must not be negative"),
-        ("cheap_start", 0 <= config.cheap_start < 1, "must lie in [0, 1)"),
-        ("cheap_keep", 0 < config.cheap_keep <= 1, "must lie in (0, 1]; 0.3 shows 30 % of the patches"),
-    )  # fmt: skip
-    for name, holds, rule in rules:
-        if not holds:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: {rule}")
-    if config.device not in ("cpu", "cuda"):
-        raise UserError(f"--device {config.device}: unknown; choose cpu or cuda")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
-
-
-def _at_least(config: PretrainConfig, name: str, least: int) -> None:
-    if getattr(config, name) < least:
-        raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be {least} or more")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 
-def generator(seed: int, purpose: str, number: int) -> torch.Generator:
-    """CPU generator of one purpose ("mask", "caption", ...) at one step or epoch."""
+def generator(seed: int, purpose: str, number: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """Generator of one purpose ("mask", "caption", ...) at one step or epoch; other devices draw other numbers."""
     words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), number]).generate_state(2)
-    return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
+    return torch.Generator(device).manual_seed(int(words[0]) << 31 ^ int(words[1]))
 
 
 def sampler(num_items: int, batch_size: int, seed: int, step: int) -> Tensor:

@@ -1,45 +1,112 @@
-"""Zero-shot accuracy of the pair in training, with the same class matrix that users get. Letters: B, D, Y classes."""
+"""Checks of the pair in training, with the class matrix and the metrics that users get: zero-shot and retrieval.
 
+Letters: B pictures of a batch, D feature, Y classes, Q queries, G gallery.
+"""
+
+import logging
 from copy import deepcopy
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from patchrank.checkpoints.loaded import LoadedClip
+from patchrank.errors import UserError
 from patchrank.loading import class_matrix
+from patchrank.metrics import recall_at_k
 from patchrank.preprocess import Preprocess
 from patchrank.pretrain.model import Pair
+from patchrank.pretrain.pairs import SHARDS, load_part, parts_of
 from patchrank.pretrain.pictures import Pictures, normalise
 from patchrank.text_encoders import OwnText
+
+logger = logging.getLogger(__name__)
+
+RECALL_AT = (1, 5, 10)
+
+
+def open_checks(names: str, root: Path | None, split: str, preprocess: Preprocess) -> list[Pictures]:
+    """Data sets to check on; one that lacks the split, or has neither classes nor captions, is left out and logged."""
+    found = []
+    for name in parts_of(names):
+        if name == SHARDS:
+            continue
+        try:
+            dataset = load_part(name, root, split)
+        except UserError as error:
+            logger.warning("no check on %s: %s", name, error)
+            continue
+        if dataset.class_names or any(item.captions for item in dataset.images):
+            found.append(Pictures(dataset, preprocess))
+    return found
+
+
+def check_pair(pair: Pair, checks: list[Pictures], preprocess: Preprocess, batch_size: int) -> dict[str, float]:
+    """Every metric by name, fractions in [0, 1]: "<data set> accuracy", "<data set> t2i@5" and the like.
+
+    Accuracy where a data set has classes, else recall both ways. Every patch is seen; broken pictures do not count.
+    """
+    pair.eval()
+    found: dict[str, float] = {}
+    for pictures in checks:
+        name = pictures.dataset.name
+        if pictures.dataset.class_names:
+            found[f"{name} accuracy"] = zero_shot_accuracy(pair, pictures, preprocess, batch_size)
+        else:
+            recalls = retrieval(pair, pictures, preprocess, batch_size)
+            found |= {f"{name} {metric}": value for metric, value in recalls.items()}
+    pair.train()
+    return found
+
+
+def _text_encoder(pair: Pair) -> OwnText:
+    return OwnText(deepcopy(pair.text), pair.log_scale.exp().item())
+
+
+@torch.no_grad()
+def image_features(pair: Pair, pictures: Pictures, preprocess: Preprocess, batch_size: int) -> tuple[Tensor, list[int]]:
+    """Unit features (n, D) float32 of all pictures that can be opened, and their indices."""
+    device, features, good = pair.log_scale.device, [], []
+    for start in range(0, len(pictures.dataset.images), batch_size):
+        image_BCHW, numbers = pictures.batch(range(start, min(start + batch_size, len(pictures.dataset.images))))
+        if numbers:
+            features.append(F.normalize(pair.tower(normalise(image_BCHW, preprocess).to(device)), dim=-1))
+            good += numbers
+    return torch.cat(features) if features else torch.empty(0, pair.text.config.output_dim, device=device), good
 
 
 @torch.no_grad()
 def zero_shot_accuracy(pair: Pair, pictures: Pictures, preprocess: Preprocess, batch_size: int) -> float:
-    """Share in [0, 1] of labelled pictures whose nearest class prompt is theirs; every patch is seen.
-
-    Broken pictures do not count. NaN if no picture has a label.
-    """
-    tower, device = pair.tower, pair.log_scale.device
+    """Share in [0, 1] of labelled pictures whose nearest class prompt is theirs; NaN if no picture has a label."""
     clip = LoadedClip(
-        tower=tower,
+        tower=pair.tower,
         preprocess=preprocess,
         model_name="in training",
         pretrained="",
         weights_hash="",
-        text=OwnText(deepcopy(pair.text), pair.log_scale.exp().item()),
+        text=_text_encoder(pair),
     )
-    weight_DY = class_matrix(clip, pictures.dataset)[0].to(device)
-    labels = [item.label for item in pictures.dataset.images]
-    num_right = num_seen = 0
-    for start in range(0, len(labels), batch_size):
-        numbers = [
-            number for number in range(start, min(start + batch_size, len(labels))) if labels[number] is not None
-        ]
-        image_BCHW, numbers = pictures.batch(numbers)
-        if not numbers:
-            continue
-        feature_BD = F.normalize(tower(normalise(image_BCHW, preprocess).to(device)), dim=-1)
-        label_B = torch.tensor([labels[number] for number in numbers], device=device)
-        num_right += int(((feature_BD @ weight_DY).argmax(1) == label_B).sum())
-        num_seen += len(numbers)
-    return num_right / num_seen if num_seen else float("nan")
+    feature_nD, numbers = image_features(pair, pictures, preprocess, batch_size)
+    weight_DY = class_matrix(clip, pictures.dataset)[0].to(feature_nD.device)
+    labels = [pictures.dataset.images[number].label for number in numbers]
+    nearest = (feature_nD @ weight_DY).argmax(1).tolist()
+    hits = [found == label for found, label in zip(nearest, labels) if label is not None]
+    return sum(hits) / len(hits) if hits else float("nan")
+
+
+@torch.no_grad()
+def retrieval(pair: Pair, pictures: Pictures, preprocess: Preprocess, batch_size: int) -> dict[str, float]:
+    """Recall in [0, 1] at 1, 5, 10 from text to image ("t2i@1") and from image to text; all captions take part."""
+    feature_nD, numbers = image_features(pair, pictures, preprocess, batch_size)
+    images = pictures.dataset.images
+    owner, texts = zip(*((place, text) for place, number in enumerate(numbers) for text in images[number].captions))
+    text_QD = _text_encoder(pair)(list(texts))
+    match_QG = (torch.tensor(owner)[:, None] == torch.arange(len(numbers))).to(feature_nD.device)
+    similarity_QG = text_QD @ feature_nD.T
+    recalls = {}
+    for k in RECALL_AT:
+        if k <= min(similarity_QG.shape):
+            recalls[f"t2i@{k}"] = recall_at_k(similarity_QG, match_QG, k)
+            recalls[f"i2t@{k}"] = recall_at_k(similarity_QG.T, match_QG.T, k)
+    return recalls

@@ -1,36 +1,36 @@
-"""The training loop: step, guard, check, save; the same command goes on after a kill with the same bytes.
-
-Letters: B pictures, U distinct texts, D feature.
-"""
+"""The training loop: step, guard, check, save; the same command goes on after a kill with the same bytes."""
 
 import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from patchrank.data import load_dataset
 from patchrank.errors import UserError
-from patchrank.pretrain.batches import Batch, Batches
+from patchrank.preprocess import Preprocess
+from patchrank.pretrain.ahead import Ahead
+from patchrank.pretrain.batches import Batches
 from patchrank.pretrain.config import PretrainConfig
+from patchrank.pretrain.cost import num_tokens
 from patchrank.pretrain.curriculum import CURRICULA, Pace
+from patchrank.pretrain.distributed import World, barrier, sum_over_ranks
 from patchrank.pretrain.draws import generator
-from patchrank.pretrain.evaluate import zero_shot_accuracy
-from patchrank.pretrain.maskers import encode
-from patchrank.pretrain.model import Pair, build_pair, parameter_groups
-from patchrank.pretrain.objectives import contrastive_loss
+from patchrank.pretrain.evaluate import check_pair, open_checks
+from patchrank.pretrain.journal import RunLog
+from patchrank.pretrain.learner import Learner
+from patchrank.pretrain.locked import locked_features, locked_start
+from patchrank.pretrain.model import build_pair, parameter_groups
+from patchrank.pretrain.pairs import SHARDS, load_pairs
 from patchrank.pretrain.pictures import Pictures
-from patchrank.pretrain.recipes import RECIPES, View, view_at
 from patchrank.pretrain.schedule import learning_rate
+from patchrank.pretrain.shards import ShardStream, shard_paths
 from patchrank.pretrain.state import Progress, load_state, save_state
-from patchrank.text import PAD, tokenize
-
-_MAX_NORM = 1.0
-"""Limit of the gradient's norm."""
 
 
 def state_path(out: Path) -> Path:
@@ -38,63 +38,60 @@ def state_path(out: Path) -> Path:
     return out / "state.safetensors"
 
 
-def forward(pair: Pair, batch: Batch, view: View, mask: torch.Generator) -> tuple[Tensor, float]:
-    """Loss (scalar) of a batch, and the share of its pictures whose nearest text is true for them."""
-    device = pair.log_scale.device
-    token_UL = tokenize(batch.texts, pair.text.config.context)
-    token_UL = token_UL[:, : int((token_UL != PAD).sum(1).max())]
-    text_UD = F.normalize(pair.text(token_UL.to(device)), dim=-1)
-    image_BD = F.normalize(encode(pair.tower, batch.image_BCHW.to(device), view.masker, view.keep, mask), dim=-1)
-    positive_BU = batch.positive_BU.to(device)
-    loss = contrastive_loss(image_BD, text_UD, positive_BU, batch.count_U.to(device), pair.log_scale.exp())
-    with torch.no_grad():
-        nearest_B1 = (image_BD @ text_UD.T).argmax(1, keepdim=True)
-        hits = float(positive_BU.gather(1, nearest_B1).float().mean())
-    return loss, hits
-
-
-def update(pair: Pair, optimiser: torch.optim.Optimizer, loss: Tensor, step: int) -> None:
-    """Backward pass, clipped to norm 1, and one step of the optimiser.
-
-    Raises: UserError if loss or gradient is not finite; weights are then as they were.
-    """
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(pair.parameters(), _MAX_NORM)
-    if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-        raise UserError(
-            f"step {step}: loss {loss.item():g}, gradient norm {norm.item():g}: both must be finite; give a lower --lr "
-            "and another --out (the last state on disk is sound)"
-        )
-    optimiser.step()
-    pair.clamp_scale()
-
-
 @dataclass
 class Run:
     """A run in memory: all that `train` changes, and what it reads."""
 
     config: PretrainConfig
-    pair: Pair
+    learner: Learner
+    wrapped: nn.Module
+    """The learner itself, or the learner under DDP."""
     optimiser: torch.optim.Optimizer
     batches: Batches
-    val: Pictures | None
-    """Labelled pictures for checks; None where the data set has no classes."""
+    preprocess: Preprocess
     progress: Progress
+    ahead: Ahead | None = None
+    """Draws batches beside the training, with --workers."""
+    world: World = field(default_factory=World)
+    checks: list[Pictures] | None = None
+    """Data sets of the checks, opened at the first one."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What the last check found."""
+
+    @property
+    def pair(self):
+        """The towers."""
+        return self.learner.pair
 
 
-def open_run(config: PretrainConfig) -> Run:
+def open_run(config: PretrainConfig, world: World | None = None) -> Run:
     """Fresh towers, or those of the state in --out. Raises: UserError for data or a state that does not fit."""
-    preprocess = config.preprocess()
-    batches = Batches(config, load_dataset(config.data, root=config.data_root, split="train"), preprocess)
-    has_classes = bool(batches.pictures.dataset.class_names)
-    val = Pictures(load_dataset(config.data, root=config.data_root, split="val"), preprocess) if has_classes else None
-    pair = build_pair(config.tower_config(), config.text_config(), config.seed).to(config.device)
-    optimiser = torch.optim.AdamW(parameter_groups(pair, config.weight_decay), lr=config.lr, betas=(0.9, 0.98))
+    world = world or World()
+    device = f"cuda:{world.local_rank}" if config.device == "cuda" else "cpu"
+    stream = config.data == SHARDS
+    source = ShardStream(shard_paths(config.data_root), config.seed, world) if stream else None
+    source = source or load_pairs(config.data, root=config.data_root, split="train")
+    preprocess, feature_ND = config.preprocess(), None
+    if config.row.locked:
+        pair, preprocess, name = locked_start(config)
+        pair = pair.to(device)
+        if not stream and not config.dry_run:
+            feature_ND = locked_features(pair.tower, name, source, preprocess, config, world)
+    else:
+        pair = build_pair(config.tower_config(), config.text_config(), config.seed, config.start).to(device)
+        pair.tower.patch.requires_grad_(not config.frozen_patches)
+    batches = Batches(config, source, preprocess, world, feature_ND)
+    learner = Learner(pair, config, config.seed, alone=world.size == 1).to(device)
+    if world.size > 1 and config.device == "cuda":
+        learner.objectives = nn.SyncBatchNorm.convert_sync_batchnorm(learner.objectives)
+    groups = parameter_groups(learner, config.weight_decay)
+    optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), eps=config.epsilon)
     progress = Progress()
     if state_path(config.out).exists():
-        progress = load_state(state_path(config.out), pair, optimiser, config.settings())
-    return Run(config, pair, optimiser, batches, val, progress)
+        progress = load_state(state_path(config.out), learner, optimiser, config.settings())
+    wrapped = learner if world.size == 1 else DistributedDataParallel(learner)
+    ahead = Ahead(batches) if config.workers else None
+    return Run(config, learner, wrapped, optimiser, batches, preprocess, progress, ahead, world)
 
 
 def difficulty_at(config: PretrainConfig, step: int, pace: Pace) -> float:
@@ -103,46 +100,147 @@ def difficulty_at(config: PretrainConfig, step: int, pace: Pace) -> float:
     return pace.difficulty if applies else 1.0
 
 
-def train_step(run: Run, step: int) -> float:
-    """One step; changes the pair, the optimiser and the pace. Returns the loss."""
-    config, recipe = run.config, RECIPES[run.config.recipe]
+def train_step(run: Run, step: int) -> dict[str, float]:
+    """One step; changes the learner, the optimiser and the pace. Returns the losses by name, "hits", "norm", "lr".
+
+    Raises: UserError if loss or gradient is not finite; weights and teacher are then as they were.
+    """
+    config, progress = run.config, run.progress
+    rate = learning_rate(step, config.num_steps, config.lr, config.num_warmup, config.decay, config.lr_end)
     for group in run.optimiser.param_groups:
-        group["lr"] = learning_rate(step, config.num_steps, config.lr, config.num_warmup, config.decay)
-    batch = run.batches.at(step, difficulty_at(config, step, run.progress.pace))
-    view = view_at(step, config.num_steps, recipe, config.cheap_start, config.cheap_keep)
-    loss, hits = forward(run.pair, batch, view, generator(config.seed, "mask", step))
-    update(run.pair, run.optimiser, loss, step)
-    run.progress = replace(run.progress, step=step + 1, pace=run.progress.pace.after(hits))
-    return loss.item()
+        group["lr"] = rate
+    recipe = config.row
+    views = recipe.views_at(step, config.num_steps, config.cheap_start, config.cheap_keep, config.tuning)
+    difficulty, done = difficulty_at(config, step, progress.pace), step / max(1, config.num_steps - 1)
+    run.optimiser.zero_grad(set_to_none=True)
+    totals, ids = {}, []
+    for part in range(config.accumulate):
+        batch = (run.ahead or run.batches).at(step, difficulty, part)
+        last = part == config.accumulate - 1
+        ids += batch.ids
+        with nullcontext() if last or run.world.size == 1 else run.wrapped.no_sync():
+            found = run.wrapped(batch, views, done, _chance(run, step, part))
+            (found["loss"] if config.accumulate == 1 else found["loss"] / config.accumulate).backward()
+        for name, value in found.items():
+            totals[name] = totals.get(name, 0.0) + value.item() / config.accumulate
+    norm = _gradient_norm(run)
+    if not (math.isfinite(totals["loss"]) and math.isfinite(norm)):
+        raise _not_finite(step, totals["loss"], norm, ids)
+    run.optimiser.step()
+    run.pair.clamp_scale()
+    run.learner.follow(step)
+    if run.world.size > 1:
+        device = run.pair.log_scale.device
+        totals = {name: sum_over_ranks(value, device) / run.world.size for name, value in totals.items()}
+    run.progress = replace(progress, step=step + 1, pace=progress.pace.after(totals["hits"]))
+    return totals | {"norm": norm, "lr": rate}
 
 
-def train(run: Run) -> None:
-    """All steps that are left, with checks, log lines and states on disk as the config asks."""
+def _chance(run: Run, step: int, part: int) -> torch.Generator:
+    """Chance of a part's masks, on the device; one process without accumulation draws from one stream of its own."""
+    number = run.world.rank * run.config.accumulate + part
+    purpose = f"mask {number}" if run.batches.num_parts > 1 else "mask"
+    return generator(run.config.seed, purpose, step, run.pair.log_scale.device)
+
+
+def _gradient_norm(run: Run) -> float:
+    """Norm of the whole gradient, which is clipped where the config says so."""
+    parameters = [parameter for parameter in run.learner.parameters() if parameter.requires_grad]
+    limit = run.config.max_norm or math.inf
+    return torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+
+
+def _not_finite(step: int, loss: float, norm: float, ids: list[str]) -> UserError:
+    shown = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
+    return UserError(
+        f"step {step}: loss {loss:g}, gradient norm {norm:g}: both must be finite; its batch: {shown}; the last state "
+        "on disk is sound: give a lower --lr and another --out, or mend the pictures"
+    )
+
+
+class Meter:
+    """How fast a run goes: pictures and tokens a second, and the teacher's share, since the last reading."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._pictures = run, 0
+        self._tokens = num_tokens(run.config, run.config.row)
+        self._since = time.monotonic()
+        run.learner.teacher_seconds = 0.0
+
+    def count(self) -> None:
+        """One more step."""
+        self._pictures += self._run.config.batch_size
+
+    def read(self) -> dict[str, float]:
+        """Rates since the last call. On a GPU the teacher's share is that of launching its kernels."""
+        if self._run.config.device == "cuda":
+            torch.cuda.synchronize()
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        rate = self._pictures / seconds
+        share = self._run.learner.teacher_seconds / seconds
+        self._pictures, self._since, self._run.learner.teacher_seconds = 0, time.monotonic(), 0.0
+        return {"images_per_s": rate, "tokens_per_s": rate * self._tokens, "teacher_share": share}
+
+
+def train(run: Run, until: Callable[[Progress], bool] | None = None) -> None:
+    """All steps that are left, with checks, log rows and states on disk as the config asks; checks are not timed.
+
+    Args: until: stop after a step for which this holds; its state is then on disk.
+    """
     config, start = run.config, run.progress
     wall, cpu = time.monotonic(), time.process_time()
-    bar = tqdm(total=config.num_steps * config.batch_size, initial=start.step * config.batch_size,
-               unit=" images", unit_scale=True, smoothing=0.05, desc=config.recipe)  # fmt: skip
+    bar = tqdm(total=config.num_steps * config.batch_size, initial=start.step * config.batch_size, unit=" images",
+               unit_scale=True, smoothing=0.05, desc=config.recipe, disable=not run.world.leads)  # fmt: skip
+    log = RunLog(config.out, start.step, config.tensorboard) if run.world.leads else None
+    meter, rates = Meter(run), ""
     with bar:
         for step in range(start.step, config.num_steps):
-            loss = train_step(run, step)
+            found = train_step(run, step)
+            meter.count()
             seconds, cpu_seconds = time.monotonic() - wall, time.process_time() - cpu
             run.progress = replace(
                 run.progress, seconds=start.seconds + seconds, cpu_seconds=start.cpu_seconds + cpu_seconds
             )
-            done, pace = step + 1, run.progress.pace
-            now = f"loss {loss:.2f}, hits {pace.hits:.2f}, difficulty {pace.difficulty:.2f}"
-            bar.set_postfix_str(now, refresh=False)
+            done = step + 1
+            stops = done == config.num_steps or (until is not None and until(run.progress))
+            now = f"loss {found['loss']:.2f}, hits {run.progress.pace.hits:.2f}"
+            bar.set_postfix_str(now + rates, refresh=False)
             bar.update(config.batch_size)
-            if done % config.eval_every == 0 or done == config.num_steps:
-                accuracy = check_run(run)
-                said = f"val accuracy {100 * accuracy:.1f} %, {run.progress.cpu_seconds:.0f} s of processor"
-                bar.write(f"step {done}: {now}, {said}")
-            if done % config.save_every == 0 or done == config.num_steps:
-                save_state(state_path(config.out), run.pair, run.optimiser, run.progress, config.settings())
+            if log and (done % config.log_every == 0 or stops):
+                speed = meter.read()
+                rates = f", {speed['tokens_per_s']:.0f} tokens/s, teacher {100 * speed['teacher_share']:.0f} %"
+                log.add(done, found | speed | {"scale": run.pair.log_scale.exp().item()})
+            if done % config.save_every == 0 or stops:
+                save(run)
+            if done % config.eval_every == 0 or stops:
+                pause = time.monotonic(), time.process_time()
+                run.metrics = check_run(run)
+                if log and run.metrics:
+                    log.add(done, run.metrics)
+                said = ", ".join(f"{name} {100 * value:.1f} %" for name, value in run.metrics.items())
+                bar.write(f"step {done}: {now}; {said or 'no checks'}; {run.progress.cpu_seconds:.0f} s of processor")
+                wall, cpu = wall + time.monotonic() - pause[0], cpu + time.process_time() - pause[1]
+            if stops:
+                break
+    if log:
+        log.close()
 
 
-def check_run(run: Run) -> float:
-    """Zero-shot accuracy on val in [0, 1]; NaN without classes."""
-    if run.val is None:
-        return float("nan")
-    return zero_shot_accuracy(run.pair, run.val, run.config.preprocess(), run.config.batch_size)
+def save(run: Run) -> None:
+    """The run's state on disk, by the process that leads."""
+    if run.world.leads:
+        save_state(state_path(run.config.out), run.learner, run.optimiser, run.progress, run.config.settings())
+    barrier()
+
+
+def check_run(run: Run) -> dict[str, float]:
+    """Zero-shot accuracy and retrieval on the check split; empty where there is nothing to check, or elsewhere."""
+    config = run.config
+    if not run.world.leads:
+        barrier()
+        return {}
+    if run.checks is None:
+        run.checks = open_checks(config.eval_data or config.data, config.data_root, config.eval_split, run.preprocess)
+    found = check_pair(run.pair, run.checks, run.preprocess, min(config.batch_size, 256))
+    barrier()
+    return {name: value for name, value in found.items() if math.isfinite(value)}

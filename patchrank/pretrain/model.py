@@ -31,10 +31,10 @@ class Pair(nn.Module):
         self.log_scale.clamp_(max=math.log(MAX_SCALE))
 
 
-def build_pair(tower_config: TowerConfig, text_config: TextConfig, seed: int) -> Pair:
+def build_pair(tower_config: TowerConfig, text_config: TextConfig, seed: int, start: str = "local") -> Pair:
     """Fresh towers; the same seed gives the same weights, and the global generator is left as it was.
 
-    The image tower starts with sine-cosine positions and attention heads that look at a neighbour each.
+    Args: start: "local", sine-cosine positions and attention heads that look at a neighbour each; or "usual".
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -43,6 +43,9 @@ def build_pair(tower_config: TowerConfig, text_config: TextConfig, seed: int) ->
             for block in tower.blocks:
                 _start(block, len(tower.blocks))
         nn.init.normal_(pair.tower.prefix, std=0.02)
+        if start == "usual":
+            nn.init.normal_(pair.tower.position, std=0.02)
+            return pair
         pair.tower.position.copy_(sine_cosine(tower_config.grid, tower_config.width))
         offsets = [_OFFSETS[number] for number in torch.randperm(len(_OFFSETS)).tolist()]
         for number, block in enumerate(pair.tower.blocks):
@@ -50,6 +53,19 @@ def build_pair(tower_config: TowerConfig, text_config: TextConfig, seed: int) ->
             for head in range(block.num_heads):
                 row, column = offsets[(number * block.num_heads + head) % len(offsets)]
                 look_at(block, head, reach * row, reach * column)
+    return pair
+
+
+def locked_pair(tower: VisionTower, text_config: TextConfig, seed: int) -> Pair:
+    """A checkpoint's image tower, frozen, beside a fresh text tower.
+
+    Source: LiT (Zhai et al. 2022): the image tower is locked and in eval mode. Deviation: no head on top of it.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        pair = Pair(tower.eval().requires_grad_(False), TextTower(text_config))
+        for block in pair.text.blocks:
+            _start(block, len(pair.text.blocks))
     return pair
 
 
@@ -101,10 +117,14 @@ def look_at(block: Block, head: int, row: int, column: int) -> None:
         block.qkv.weight[rows] = 0.2 * block.qkv.weight[rows] + _SHARPNESS * local
 
 
-def parameter_groups(pair: Pair, weight_decay: float) -> list[dict]:
-    """Matrices of the blocks and projections decay; biases, norms, embeddings, positions and the scale do not."""
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Matrices of blocks, heads and projections decay; biases, norms, embeddings, positions and the scale do not.
+
+    Frozen parameters (a locked tower, the teacher) are in no group.
+    """
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in pair.named_parameters():
-        decays = parameter.ndim == 2 and name.endswith("weight") and not name.startswith("text.token")
-        groups[decays].append(parameter)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim == 2 and name.endswith("weight") and "text.token" not in name
+            groups[decays].append(parameter)
     return [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]

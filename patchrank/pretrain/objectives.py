@@ -1,47 +1,95 @@
-"""The contrastive objective when one caption is true for several pictures of a batch.
+"""The loss of a recipe: a weighted sum of terms, each a module over what one step's passes made (`Encoded`).
 
-Ten digit classes and a few templates give captions that repeat inside every batch, and "a photo of the digit seven"
-is true for every seven, whichever caption was drawn for it. Plain InfoNCE would call those pairs negatives. Here a
-text is a positive of a picture if it is one of that picture's captions; equal texts are encoded once and counted.
+    objectives = Objectives({"clip": (1.0, {}), "simclr": (1.0, {"hidden": 256})}, Widths.of(pair.tower, pair.text))
+    losses = objectives(Encoded(feature_VBD=..., text_BD=..., scale=..., ...))   # {"loss": ..., "clip": ..., ...}
 
-Letters: B pictures, U distinct texts, D feature.
+OBJECTIVES is the table; a new objective is a module in `losses/` and a row here. Each says in `needs` which fields of
+`Encoded` it reads; one with a `followed` module wants the teacher to keep an EMA of it (`Objectives.followed`).
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from patchrank.errors import UserError
+from patchrank.pretrain.losses.byol import ByolObjective
+from patchrank.pretrain.losses.contrastive import ClipContrastive, SiglipContrastive, caption_ids
+from patchrank.pretrain.losses.distill import DistillObjective
+from patchrank.pretrain.losses.encoded import Encoded
+from patchrank.pretrain.losses.mlm import MlmObjective
+from patchrank.pretrain.losses.several_positives import contrastive_loss, distinct, positives
+from patchrank.pretrain.losses.simclr import SimclrObjective
+from patchrank.text import TextTower
+from patchrank.tower import VisionTower
+
+__all__ = [
+    "OBJECTIVES", "Encoded", "Objectives", "Widths", "caption_ids", "contrastive_loss", "distinct", "positives",
+]  # fmt: skip
 
 
-def distinct(texts: Sequence[str]) -> tuple[list[str], Tensor]:
-    """Texts in the order of their first appearance, each once, and how often each stood there (U,) float32."""
-    count = Counter(texts)
-    return list(count), torch.tensor(list(count.values()), dtype=torch.float32)
+@dataclass(frozen=True, kw_only=True)
+class Widths:
+    """Sizes of the towers that heads and decoders have to fit."""
+
+    image: int
+    """Width of the image tower, the feature before the projection."""
+    image_heads: int
+    num_patches: int
+    text: int
+    text_heads: int
+
+    @classmethod
+    def of(cls, tower: VisionTower, text: TextTower) -> "Widths":
+        """Of these towers."""
+        return cls(
+            image=tower.config.width,
+            image_heads=tower.config.num_heads,
+            num_patches=tower.config.num_patches,
+            text=text.config.width,
+            text_heads=text.config.num_heads,
+        )
 
 
-def positives(captions: Sequence[Sequence[str]], texts: Sequence[str]) -> Tensor:
-    """positive (B, U) bool: text u is one of the captions of picture b. `texts` are distinct."""
-    column = {text: number for number, text in enumerate(texts)}
-    positive_BU = torch.zeros(len(captions), len(texts), dtype=torch.bool)
-    for row, own in enumerate(captions):
-        positive_BU[row, [column[text] for text in own if text in column]] = True
-    return positive_BU
+OBJECTIVES: dict[str, Callable[..., nn.Module]] = {
+    "clip": ClipContrastive,
+    "siglip": SiglipContrastive,
+    "simclr": SimclrObjective,
+    "byol": ByolObjective,
+    "distill": DistillObjective,
+    "mlm": MlmObjective,
+}
+"""Name -> builder (Widths, **options) -> module: Encoded -> scalar float32."""
 
 
-def contrastive_loss(image_BD: Tensor, text_UD: Tensor, positive_BU: Tensor, count_U: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE with several positives: mean of picture -> texts and text -> pictures; float scalar.
+class Objectives(nn.Module):
+    """Weighted sum of rows of OBJECTIVES; a term of weight 0 is not built.
 
-    Each direction is the cross-entropy of softmax(scale * cosine) against equal shares for all positives of a row
-    (or column); a text that was drawn n times counts as n columns. With one positive each this is CLIP's loss.
-    Args: unit rows image (B, D) and text (U, D) float32; positive (B, U) bool, at least one in every row and column;
-    count (U,) float32 >= 1; scale, the factor itself, scalar.
-    Source: CLIP (Radford et al. 2021, figure 3); several positives as UniCL (Yang et al. 2022, equations 2-4) and
-    SupCon "out" (Khosla et al. 2020, equation 2). Deviation: positives are given by the captions, not by class labels.
+    Args: terms: name -> (weight, options); widths. Raises: UserError for an unknown name, or if nothing is left.
     """
-    logits_BU = scale * image_BD @ text_UD.T
-    weight_BU = positive_BU * count_U
-    log_share_BU = logits_BU - (logits_BU + count_U.log()).logsumexp(1, keepdim=True)
-    to_text_B = -(log_share_BU * weight_BU).sum(1) / weight_BU.sum(1)
-    to_image_U = -(logits_BU.log_softmax(0) * positive_BU).sum(0) / positive_BU.sum(0)
-    return (to_text_B.mean() + (to_image_U * count_U).sum() / count_U.sum()) / 2
+
+    def __init__(self, terms: Mapping[str, tuple[float, Mapping[str, Any]]], widths: Widths) -> None:
+        super().__init__()
+        unknown = [name for name in terms if name not in OBJECTIVES]
+        if unknown:
+            raise UserError(f"objective {unknown[0]}: unknown; choose one of {', '.join(OBJECTIVES)}")
+        self.weights = {name: weight for name, (weight, _) in terms.items() if weight != 0}
+        if not self.weights:
+            raise UserError(f"objectives {', '.join(terms) or '(none)'}: at least one needs a weight that is not 0")
+        self.terms = nn.ModuleDict({name: OBJECTIVES[name](widths, **terms[name][1]) for name in self.weights})
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """All fields of `Encoded` that some term reads, as the terms' `needs` name them."""
+        return frozenset().union(*(term.needs for term in self.terms.values()))
+
+    @property
+    def followed(self) -> dict[str, nn.Module]:
+        """Modules the teacher has to follow, by objective name; its copies are `Encoded.teacher_heads`."""
+        return {name: term.followed for name, term in self.terms.items() if hasattr(term, "followed")}
+
+    def forward(self, encoded: Encoded) -> dict[str, Tensor]:
+        """Every term by name, not weighted, and their weighted sum as "loss"."""
+        found = {name: term(encoded) for name, term in self.terms.items()}
+        return {"loss": sum(weight * found[name] for name, weight in self.weights.items()), **found}

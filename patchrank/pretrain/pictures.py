@@ -6,6 +6,7 @@ Letters: B batch, C channel, H rows, W columns.
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -16,6 +17,11 @@ from patchrank.preprocess import Preprocess
 
 MAX_BYTES = 2 << 30
 """Memory for opened pictures; those beyond it are opened again every time."""
+
+
+def as_bytes(picture: Image.Image) -> Tensor:
+    """RGB picture -> uint8 (3, H, W) as it is."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def to_bytes(picture: Image.Image, preprocess: Preprocess) -> Tensor:
@@ -61,11 +67,13 @@ def normalise(image_BCHW: Tensor, preprocess: Preprocess) -> Tensor:
     return image_BCHW.float().div(255).sub(mean_C11).div(std_C11)
 
 
-def shift(image_BCHW: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Move every picture by up to `pixels` in each direction; the border repeats. Same shape and dtype."""
+def shift(image_BCHW: Tensor, pixels: int, place_B2: Tensor) -> Tensor:
+    """Move every picture by up to `pixels` in each direction; the border repeats. Same shape and dtype.
+
+    Args: place (B, 2) int64 in 0 .. 2 pixels, where `pixels` leaves a picture where it was.
+    """
     if pixels == 0:
         return image_BCHW
     padded = F.pad(image_BCHW.float(), (pixels,) * 4, mode="replicate").to(image_BCHW.dtype)
     H, W = image_BCHW.shape[2:]
-    place_B2 = torch.randint(2 * pixels + 1, (len(image_BCHW), 2), generator=generator).tolist()
-    return torch.stack([picture[:, y : y + H, x : x + W] for picture, (y, x) in zip(padded, place_B2)])
+    return torch.stack([picture[:, y : y + H, x : x + W] for picture, (y, x) in zip(padded, place_B2.tolist())])

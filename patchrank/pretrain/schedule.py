@@ -1,10 +1,10 @@
-"""Learning rate over a run: linear warm-up, a plateau, then half a cosine to zero."""
+"""Learning rate over a run: linear warm-up, a plateau, then half a cosine to its end."""
 
 import math
 
 
-def learning_rate(step: int, num_steps: int, peak: float, num_warmup: int, decay: float) -> float:
-    """Rate of step 0 .. num_steps-1: up to the peak in `num_warmup` steps, down to zero in the last `decay` share.
+def learning_rate(step: int, num_steps: int, peak: float, num_warmup: int, decay: float, end: float = 0.0) -> float:
+    """Rate of step 0 .. num_steps-1: up to the peak in `num_warmup` steps, down to `end` in the last `decay` share.
 
     Source: the half cosine of Loshchilov & Hutter 2017 (SGDR), equation 5; decay 1 is the usual cosine schedule.
     """
@@ -13,4 +13,5 @@ def learning_rate(step: int, num_steps: int, peak: float, num_warmup: int, decay
         return peak * (step + 1) / (num_warmup + 1)
     if step < start:
         return peak
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - start) / (num_steps - start)))
+    share = 0.5 * (1 + math.cos(math.pi * (step - start) / (num_steps - start)))
+    return peak * share if end == 0 else end + (peak - end) * share

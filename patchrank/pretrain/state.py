@@ -1,5 +1,6 @@
-"""The state of a run on disk: one safetensors file with weights, optimiser, progress and settings.
+"""The state of a run on disk: one safetensors file with weights, teacher, optimiser, progress and settings.
 
+Weights of a locked tower are its checkpoint's and are not repeated.
 Random draws need no saving: each is a function of seed and step (`patchrank.pretrain.draws`).
 """
 
@@ -34,9 +35,10 @@ def save_state(
     path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress, settings: dict[str, Any]
 ) -> None:
     """Write the whole state, atomically; `settings` are JSON values."""
-    tensors = {f"model {name}": tensor for name, tensor in model.state_dict().items()}
+    locked = _locked(model)
+    tensors = {f"model {name}": tensor for name, tensor in model.state_dict().items() if name not in locked}
     for name, parameter in model.named_parameters():
-        for key, tensor in optimiser.state[parameter].items():
+        for key, tensor in optimiser.state.get(parameter, {}).items():
             tensors[f"{key} {name}"] = tensor
     metadata = {"progress": json.dumps(asdict(progress)), "settings": json.dumps(settings, sort_keys=True)}
     write_tensors(path, tensors, metadata)
@@ -54,7 +56,12 @@ def load_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, s
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove it, or choose another --out") from error
     _check(path, json.loads(metadata["settings"]), settings)
-    model.load_state_dict({name.removeprefix("model "): t for name, t in tensors.items() if name.startswith("model ")})
+    found = {name.removeprefix("model "): tensor for name, tensor in tensors.items() if name.startswith("model ")}
+    wanted = model.state_dict().keys() - _locked(model)
+    if found.keys() != wanted:
+        name = sorted(found.keys() ^ wanted)[0]
+        raise UserError(f"{path}: was written by another version (at {name}); remove it, or choose another --out")
+    model.load_state_dict(found, strict=False)
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         key, _, parameter = name.partition(" ")
@@ -63,6 +70,15 @@ def load_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, s
             optimiser.state[place][key] = tensor if tensor.ndim == 0 else tensor.to(place.device)
     progress = json.loads(metadata["progress"])
     return Progress(**(progress | {"pace": Pace(**progress["pace"])}))
+
+
+def _locked(model: nn.Module) -> set[str]:
+    """Names of the weights of a locked image tower."""
+    pair = getattr(model, "pair", model)
+    if any(parameter.requires_grad for parameter in pair.tower.parameters()):
+        return set()
+    prefix = "pair." if pair is not model else ""
+    return {f"{prefix}tower.{name}" for name in pair.tower.state_dict()}
 
 
 def _check(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -1,0 +1,244 @@
+"""`python -m eval pretrain-study`: all pretraining recipes at one budget on the same pictures; may be stopped.
+
+A plan comes first: all recipes take steps in turns, and a recipe's number of steps is what fits into its minutes of one
+processor at that speed; it is written once. Then a queue of runs, tier by tier, each a process of its own with one
+thread; a run that was killed goes on where it stopped, a finished one is only read. The table and the figures are made
+from the runs' files after every run.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from eval.pretrain_study_report import as_lines, draw, study_rows, verdicts
+from patchrank.atomic import write_json
+from patchrank.errors import UserError
+from patchrank.pretrain.config import PretrainConfig
+from patchrank.pretrain.cost import run_macs
+from patchrank.pretrain.loop import open_run, train_step
+from patchrank.pretrain.recipes import RECIPES
+from patchrank.provenance import command, machine, versions
+
+FIRST = ("clip", "flip50", "att2x50", "aclip", "pgs-0.5", "aclip_fast")
+"""Recipes of tier 1: the papers', and our fast one, which has to match aclip. lit needs a checkpoint of real pictures
+and is no part of the study."""
+SECOND = ("clip", *(name for name in RECIPES if name not in (*FIRST, "lit")))
+"""Recipes of tier 2: the others, and clip to compare them with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainStudyConfig:
+    """Every pretraining recipe at the same budget: retrieval and classification against time and against MACs."""
+
+    data: str = "digits"
+    """Train pictures, as in `python -m patchrank.pretrain`; real ones: flickr8k+caltech101+food101."""
+    data_root: Path | None = None
+    """Folder that holds the data sets; without it $PATCHRANK_ASSETS/data."""
+    tiers: tuple[int, ...] = (1, 2)
+    """1: the main recipes with several seeds; 2: the others, indicative."""
+    recipes: tuple[str, ...] = ()
+    """Only these of the tiers' recipes; none: all."""
+    minutes: tuple[float, float] = (30.0, 10.0)
+    """Minutes of one processor for a run of tier 1 and of tier 2."""
+    seeds: tuple[int, int] = (2, 1)
+    """Runs of each recipe in tier 1 and in tier 2."""
+    batch_size: int = 128
+    """Pictures of a step."""
+    image_size: int | None = None
+    """Side of the pictures in pixels; without it the small setting's (64 patches; 112 gives 196)."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    jobs: int = 1
+    """Runs at a time, one thread each."""
+    rounds: int = 3
+    """Timed rounds of the plan."""
+    plan_only: bool = False
+    """Write the plan and stop."""
+    out: Path = Path("out/pretrain-study")
+    """Folder of plan.json, the runs, pretrain_study.json and its figures."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the queue."""
+
+    recipe: str
+    tier: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Folder of the run."""
+        return f"tier{self.tier}-{self.recipe}-seed{self.seed}"
+
+
+def main(config: PretrainStudyConfig) -> None:
+    """Plan, run what is left of the queue, and write the table."""
+    _check(config)
+    jobs = queue(config)
+    plan = make_plan(config, jobs)
+    for recipe, row in plan["recipes"].items():
+        print(f"{recipe:14} {1000 * row['seconds_per_step']:7.0f} ms a step")
+    if config.plan_only:
+        return
+    left = [job for job in jobs if not finished(config, job)]
+    print(
+        f"{len(jobs) - len(left)} of {len(jobs)} runs are finished; about {minutes_of(config, left):.0f} minutes to go"
+    )
+    write_table(config, jobs, plan)
+    _work(config, jobs, left, plan)
+    print(as_lines(study_rows(config.out, jobs)))
+
+
+def queue(config: PretrainStudyConfig) -> list[Job]:
+    """Runs in order: every recipe once before any gets its second seed."""
+    jobs = []
+    for tier in config.tiers:
+        names = [name for name in (FIRST if tier == 1 else SECOND) if not config.recipes or name in config.recipes]
+        jobs += [Job(name, tier, seed) for seed in range(config.seeds[tier - 1]) for name in names]
+    return jobs
+
+
+def minutes_of(config: PretrainStudyConfig, jobs: list[Job]) -> float:
+    """Expected minutes of some runs on processors of their own."""
+    return sum(config.minutes[job.tier - 1] for job in jobs) / config.jobs
+
+
+def finished(config: PretrainStudyConfig, job: Job) -> bool:
+    """Whether a run has written its model."""
+    return (config.out / "runs" / job.name / "clip.json").is_file()
+
+
+def pretrain_config(config: PretrainStudyConfig, job: Job, num_steps: int) -> PretrainConfig:
+    """What a run is told; checks at every quarter of it."""
+    size = {} if config.image_size is None else {"image_size": config.image_size}
+    return PretrainConfig(
+        recipe=job.recipe, data=config.data, data_root=config.data_root, seed=job.seed, threads=1,
+        batch_size=config.batch_size, device=config.device, num_steps=num_steps,
+        num_warmup=max(1, num_steps // 30) if num_steps > 1 else 0, eval_every=max(1, num_steps // 4),
+        save_every=200, cheap_start=0.0, out=config.out / "runs" / job.name, **size,
+    )  # fmt: skip
+
+
+def make_plan(config: PretrainStudyConfig, jobs: list[Job]) -> dict:
+    """Seconds of a step by recipe, from plan.json, or measured now for those that it lacks.
+
+    Raises: UserError if the plan on disk is for other pictures or batches.
+    """
+    path = config.out / "plan.json"
+    setup = {"data": config.data, "batch_size": config.batch_size, "image_size": config.image_size,
+             "device": config.device}  # fmt: skip
+    plan = json.loads(path.read_text()) if path.is_file() else {"setup": setup, "recipes": {}}
+    if plan["setup"] != setup:
+        raise UserError(f"{path}: belongs to a study with {plan['setup']}; choose another --out")
+    names = [name for name in dict.fromkeys(job.recipe for job in jobs) if name not in plan["recipes"]]
+    if names:
+        seconds = _step_seconds(config, names)
+        plan["recipes"] |= {name: {"seconds_per_step": seconds[name]} for name in names}
+        write_json(path, plan)
+    return plan
+
+
+def num_steps(config: PretrainStudyConfig, job: Job, plan: dict) -> int:
+    """Steps that fit into a run's minutes; steps of unmasked tuning count by their MACs."""
+    seconds = plan["recipes"][job.recipe]["seconds_per_step"]
+    probe = pretrain_config(config, job, 1000)
+    share = run_macs(probe) / run_macs(replace(probe, tuning=0.0))
+    return max(2, round(60 * config.minutes[job.tier - 1] / (share * seconds)))
+
+
+def _step_seconds(config: PretrainStudyConfig, names: list[str]) -> dict[str, float]:
+    """Median seconds of one step, reading and cropping included, recipes in turns; on a CPU, processor time."""
+    torch.set_num_threads(1)
+    clock = time.perf_counter if config.device == "cuda" else time.process_time
+    runs = {name: open_run(pretrain_config(config, Job(name, 0, 0), 1000)) for name in names}
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for number in tqdm(range(config.rounds + 1), desc="plan", unit="round"):
+        for name, run in runs.items():
+            start = clock()
+            train_step(run, 500)
+            if config.device == "cuda":
+                torch.cuda.synchronize()
+            if number > 0:
+                found[name].append(clock() - start)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def _command(config: PretrainStudyConfig, job: Job, plan: dict) -> list[str]:
+    own = pretrain_config(config, job, num_steps(config, job, plan))
+    words = [sys.executable, "-m", "patchrank.pretrain"]
+    for name in ("recipe", "data", "data_root", "seed", "threads", "batch_size", "device", "num_steps", "num_warmup",
+                 "eval_every", "save_every", "cheap_start", "out", "image_size"):  # fmt: skip
+        if getattr(own, name) is not None:
+            words += [f"--{name.replace('_', '-')}", str(getattr(own, name))]
+    return words
+
+
+def _work(config: PretrainStudyConfig, jobs: list[Job], left: list[Job], plan: dict) -> None:
+    """Keep `--jobs` runs going until none is left; a run that fails is reported at the end."""
+    running: dict[Job, subprocess.Popen] = {}
+    failed, waiting = [], list(left)
+    try:
+        with tqdm(total=len(jobs), initial=len(jobs) - len(left), desc="study", unit="run") as bar:
+            while waiting or running:
+                while waiting and len(running) < config.jobs:
+                    job = waiting.pop(0)
+                    running[job] = _start(config, job, plan)
+                    bar.set_postfix_str(", ".join(one.name for one in running))
+                time.sleep(0.2)
+                for job in [one for one, process in running.items() if process.poll() is not None]:
+                    if running.pop(job).returncode or not finished(config, job):
+                        failed.append(job)
+                    bar.update()
+                    write_table(config, jobs, plan)
+    finally:
+        for process in running.values():
+            process.terminate()
+    if failed:
+        raise UserError(f"{failed[0].name} and {len(failed) - 1} others failed: see {_log(config, failed[0])}")
+
+
+def _log(config: PretrainStudyConfig, job: Job) -> Path:
+    return config.out / "runs" / f"{job.name}.txt"
+
+
+def _start(config: PretrainStudyConfig, job: Job, plan: dict) -> subprocess.Popen:
+    _log(config, job).parent.mkdir(parents=True, exist_ok=True)
+    with open(_log(config, job), "a") as log:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(_command(config, job, plan), stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+def write_table(config: PretrainStudyConfig, jobs: list[Job], plan: dict) -> None:
+    """pretrain_study.json and its figures from what is finished."""
+    rows = study_rows(config.out, jobs)
+    origin = {"command": command("eval"), "versions": versions(), "machine": machine()}
+    setup = plan["setup"] | {"minutes": list(config.minutes), "num_runs": len(jobs), "num_finished": len(rows)}
+    found = {f"against_{base}": verdicts(rows, base) for base in ("clip", "aclip")}
+    write_json(config.out / "pretrain_study.json", origin | setup | {"rows": rows} | found)
+    if rows:
+        draw(config.out / "pretrain_study.png", rows)
+
+
+def _check(config: PretrainStudyConfig) -> None:
+    unknown = [name for name in config.recipes if name not in (*FIRST, *SECOND)]
+    if unknown:
+        raise UserError(f"--recipes {unknown[0]}: not in the study; choose among {', '.join((*FIRST, *SECOND))}")
+    if not config.tiers or set(config.tiers) - {1, 2}:
+        raise UserError(f"--tiers {' '.join(map(str, config.tiers))}: must be 1, 2 or both")
+    for name in ("jobs", "rounds", "batch_size"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be 1 or more")
+    for name in ("minutes", "seeds"):
+        if min(getattr(config, name)) <= 0:
+            raise UserError(f"--{name}: must be positive, one number for each tier")
+    if not queue(config):
+        raise UserError(f"--recipes {' '.join(config.recipes)}: none of them is in the chosen tiers")

@@ -1,0 +1,68 @@
+"""One run on many processes: who we are under `torchrun`, which part of a step's batch is ours, and sums over all.
+
+Without `torchrun` there is one process and nothing here communicates. The batch of a step is a function of the seed and
+the step alone, so a run gives the same losses on any number of processes (batch norms apart: each sees its own part).
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from patchrank.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of them."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def part(self, num: int) -> slice:
+        """Our share of `num` items, which must divide by the number of processes."""
+        share = num // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
+    """Join the processes that `torchrun` started (RANK, WORLD_SIZE, LOCAL_RANK): gloo on CPU, NCCL on GPUs."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World()
+        return
+    if device == "cuda" and not dist.is_nccl_available():
+        raise UserError("--device cuda: this PyTorch has no NCCL for several processes; use --device cpu")
+    world = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+    if device == "cuda":
+        torch.cuda.set_device(world.local_rank)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        yield world
+    finally:
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(value: float, device: str | torch.device = "cpu") -> float:
+    """Sum of a number over all processes; the number itself where there is one process."""
+    if not dist.is_initialized():
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return float(total)
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()

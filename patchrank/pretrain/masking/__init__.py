@@ -1,0 +1,1 @@
+"""What decides which patches a tower in training sees; the table is `patchrank.pretrain.maskers`."""

@@ -1,0 +1,82 @@
+"""The rules of a run's values, all that needs no data: one line for each that is broken."""
+
+import torch
+
+from patchrank.errors import UserError
+from patchrank.pretrain.config import PretrainConfig
+from patchrank.pretrain.maskers import MASKERS
+from patchrank.pretrain.pairs import parts_of
+from patchrank.pretrain.recipes import RECIPES
+
+
+def check(config: PretrainConfig, num_processes: int = 1) -> None:
+    """Check all that needs no data. Raises: UserError."""
+    if config.recipe not in RECIPES:
+        raise UserError(f"--recipe {config.recipe}: unknown; choose one of {', '.join(RECIPES)}")
+    if config.setting not in ("small", "paper"):
+        raise UserError(f"--setting {config.setting}: unknown; choose small or paper")
+    if config.contrast not in ("clip", "siglip"):
+        raise UserError(f"--contrast {config.contrast}: unknown; choose clip or siglip")
+    _check_masker(config)
+    for names in (config.data, config.eval_data or config.data):
+        parts_of(names)
+    for name in ("threads", "num_steps", "batch_size", "num_layers", "num_heads", "feature_dim", "text_layers",
+                 "eval_every", "save_every", "log_every", "patch_size", "width", "accumulate", "text_head", "context",
+                 "head_width", "head_out"):  # fmt: skip
+        _at_least(config, name, 1)
+    for name in ("num_warmup", "shift", "seed", "workers"):
+        _at_least(config, name, 0)
+    parts = num_processes * config.accumulate
+    recipe, grid = RECIPES[config.recipe], config.image_size // config.patch_size
+    unit = max([view.mask.block for view in recipe.views] + ([recipe.teacher.shrink] if recipe.teacher else []))
+    rules = (
+        ("image_size", config.image_size >= config.patch_size and config.image_size % config.patch_size == 0,
+         f"must be a multiple of --patch-size {config.patch_size}"),
+        ("image_size", grid % unit == 0,
+         f"must be a multiple of {unit * config.patch_size}: {config.recipe} has blocks of {unit} x {unit} patches"),
+        ("width", config.width % (4 * config.num_heads) == 0,
+         f"must be a multiple of 4 x --num-heads {config.num_heads}"),
+        ("text_width", config.text_width % config.text_head == 0,
+         f"must be a multiple of {config.text_head}, the width of a head"),
+        ("num_warmup", config.num_warmup < config.num_steps, f"must be less than --num-steps {config.num_steps}"),
+        ("batch_size", config.batch_size % parts == 0,
+         f"must be a multiple of {parts}: {num_processes} processes x --accumulate {config.accumulate}"),
+        ("lr", config.lr > 0, "must be positive"),
+        ("lr_end", 0 <= config.lr_end <= config.lr, f"must lie between 0 and --lr {config.lr}"),
+        ("decay", 0 < config.decay <= 1, "must lie in (0, 1]; 1 is the usual cosine"),
+        ("curriculum", 0 <= config.curriculum < 1, "must lie in [0, 1)"),
+        ("weight_decay", config.weight_decay >= 0, "must not be negative"),
+        ("beta2", 0 <= config.beta2 < 1, "must lie in [0, 1)"),
+        ("epsilon", config.epsilon > 0, "must be positive"),
+        ("max_norm", config.max_norm is None or config.max_norm >= 0, "must not be negative; 0 switches it off"),
+        ("tuning", 0 <= config.tuning <= 1, "must lie in [0, 1]"),
+        ("cheap_start", 0 <= config.cheap_start < 1, "must lie in [0, 1)"),
+        ("cheap_keep", 0 < config.cheap_keep <= 1, "must lie in (0, 1]; 0.3 shows 30 % of the patches"),
+        ("least_area", 0 < config.least_area <= 1, "must lie in (0, 1]; 0.5 crops at least half of a picture"),
+        ("precision", config.precision in ("float32", "bfloat16"), "unknown; choose float32 or bfloat16"),
+        ("start", config.start in ("usual", "local"), "unknown; choose usual or local"),
+    )  # fmt: skip
+    for name, holds, rule in rules:
+        if not holds:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: {rule}")
+    if config.device not in ("cpu", "cuda"):
+        raise UserError(f"--device {config.device}: unknown; choose cpu or cuda")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+
+
+def _check_masker(config: PretrainConfig) -> None:
+    name, recipe = config.masker, RECIPES[config.recipe]
+    if name is None:
+        return
+    if name not in MASKERS:
+        raise UserError(f"--masker {name}: unknown; choose one of {', '.join(MASKERS)}")
+    if all(view.mask.keep >= 1.0 for view in recipe.views):
+        raise UserError(f"--masker {name}: {config.recipe} masks nothing; choose a recipe that does, such as flip50")
+    if "teacher" in MASKERS[name].needs and recipe.teacher is None:
+        raise UserError(f"--masker {name}: asks a teacher; choose a recipe that has one, such as att1x50")
+
+
+def _at_least(config: PretrainConfig, name: str, least: int) -> None:
+    if getattr(config, name) < least:
+        raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be {least} or more")
