@@ -1,0 +1,47 @@
+"""Many pruned variants of one tower on the same batch: the blocks below every first cut run once.
+
+Letters: B batch, L tokens, C width, D feature.
+"""
+
+from torch import Tensor, nn
+
+from eval.rivals.covering import Pruned
+from patchrank.pruned import PrunedTower
+from patchrank.tower import VisionTower
+
+
+def first_cut(module: nn.Module, tower: VisionTower) -> int | None:
+    """Number of blocks that `module` runs on all tokens of `tower`, unchanged; None where nothing can be shared."""
+    if module is tower:
+        return tower.config.num_layers
+    pruned = _pruned(module)
+    if pruned is None or pruned.tower is not tower:
+        return None
+    return min((layer for layer, _ in pruned.spec.cuts), default=0)
+
+
+def _pruned(module: nn.Module) -> PrunedTower | None:
+    """The walk of a method, where it is nothing but a walk."""
+    if isinstance(module, PrunedTower) and type(module).forward is PrunedTower.forward:
+        return module
+    if isinstance(module, Pruned) and type(module).forward is Pruned.forward:
+        return _pruned(module.pruned)
+    return None
+
+
+def features(tower: VisionTower, modules: dict[str, nn.Module], image_BCHW: Tensor) -> dict[str, Tensor]:
+    """Feature (B, D) float32 of every module on one batch; equal to calling each of them, bit by bit.
+
+    Args: modules, name -> `tower` itself, a `PrunedTower` or rival of it, or any module image -> feature.
+    """
+    cuts = {name: first_cut(module, tower) for name, module in modules.items()}
+    shared = sorted((layer, name) for name, layer in cuts.items() if layer is not None)
+    found = {name: module(image_BCHW).float() for name, module in modules.items() if cuts[name] is None}
+    x_BLC, done = (tower.embed(image_BCHW), 0) if shared else (None, 0)
+    for layer, name in shared:
+        if modules[name] is tower:
+            found[name] = tower.finish(x_BLC, done).float()
+            continue
+        x_BLC, done = tower.run(x_BLC, done, layer), layer
+        found[name] = _pruned(modules[name]).forward_from(x_BLC, layer).float()
+    return {name: found[name] for name in modules}
