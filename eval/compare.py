@@ -13,7 +13,7 @@ from tqdm import tqdm
 from eval.compare_report import text_table, write_report
 from eval.compare_rows import DENSE, Unreached, make_rows
 from eval.journal import Journal
-from eval.rivals import OURS, RIVALS, Rival, build
+from eval.rivals import OURS, RIVALS, TRAINING_FREE, Rival, build
 from patchrank.atomic import write_json
 from patchrank.data import batches
 from patchrank.errors import UserError
@@ -44,7 +44,7 @@ class CompareConfig:
     """Images, spread over the classes; smaller limits are nested in larger ones. None: all."""
     macs: tuple[float, ...] = (0.70, 0.56, 0.45)
     """Budgets: shares of the dense image tower's MACs, its last block computing the class row only."""
-    rivals: tuple[str, ...] = tuple(RIVALS)
+    rivals: tuple[str, ...] = TRAINING_FREE
     """Methods to compare; "ours" is always there, differences are to it."""
     batch_size: int = 16
     """Images per call; also what a kill can cost."""

@@ -12,6 +12,15 @@ from patchrank.spec import PruneSpec
 from patchrank.tokens import num_keep
 from patchrank.tower import TowerConfig
 
+_STEPS = 10_000
+"""Resolution of the share of patches behind the last cut."""
+
+
+def at_power(spec: PruneSpec, power: float, num_patches: int) -> PruneSpec:
+    """The same cuts with every keep ratio raised to a power: cuts of equal ratios stay cuts of equal ratios."""
+    counts = [num_keep(keep**power, num_patches) for _, keep in spec.cuts]
+    return replace(spec, cuts=tuple((layer, num / num_patches) for (layer, _), num in zip(spec.cuts, counts)))
+
 
 def at_keep(spec: PruneSpec, K: int, num_patches: int) -> PruneSpec:
     """The same cuts with K patches left after the last; cuts of equal ratios stay cuts of equal ratios.
@@ -27,14 +36,28 @@ def at_keep(spec: PruneSpec, K: int, num_patches: int) -> PruneSpec:
 def within(spec: PruneSpec, macs: float, tower_config: TowerConfig, cost: Cost) -> PruneSpec:
     """The same cuts with the most patches whose cost is at most `macs` of the dense tower's.
 
-    Raises: UserError for a share that these cuts cannot reach.
+    Counts of several cuts change one at a time, so a budget is met more closely than whole patches at the last would.
+    Raises: UserError for a share outside (0, 1] or one that these cuts cannot reach.
     """
-    num_patches, dense = tower_config.num_patches, cost(tower_config, PruneSpec(cuts=()))
-    for K in range(num_patches - 1, 0, -1):
-        found = at_keep(spec, K, num_patches)
-        if cost(tower_config, found) <= macs * dense:
-            return found
-    raise UserError(f"--macs {macs:g}: these cuts cannot save that much; choose a higher value")
+    if not 0.0 < macs <= 1.0:
+        raise UserError(f"--macs {macs:g}: must lie in (0, 1]; 0.7 is 70 % of the dense MACs")
+    last, num_patches, budget = (
+        spec.cuts[-1][1],
+        tower_config.num_patches,
+        macs * cost(tower_config, PruneSpec(cuts=())),
+    )
+
+    def at_share(step: int) -> PruneSpec:
+        share = step / _STEPS
+        return at_power(spec, math.log(share) / math.log(last) if last < 1.0 else 1.0, num_patches)
+
+    low, high = 1, _STEPS - 1
+    if cost(tower_config, at_share(low)) > budget:
+        raise UserError(f"--macs {macs:g}: these cuts cannot save that much; choose a higher value")
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if cost(tower_config, at_share(middle)) <= budget else (low, middle - 1)
+    return at_share(low)
 
 
 def check_range(keep_range: tuple[float, float], num_patches: int) -> tuple[int, int]:

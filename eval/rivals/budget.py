@@ -1,8 +1,9 @@
-"""What every rival shares: a module that knows its MACs, and the setting that meets a budget."""
+"""What rivals share: a module that knows its MACs, files that some need, the setting that meets a budget."""
 
 from collections.abc import Callable
+from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from patchrank.errors import UserError
 from patchrank.macs import dense_macs
@@ -20,10 +21,30 @@ class Rival(nn.Module):
         self.tower = tower
         self.macs = macs
 
+    def forward_from(self, x_BLC: Tensor) -> Tensor:
+        """Feature (B, D) of tokens (B, P + N, C) that enter block 0, where a method's walk begins there."""
+        raise NotImplementedError
+
     @property
     def macs_share(self) -> float:
         """MACs over those of the dense tower whose last block computes the class row only."""
         return self.macs / dense_macs(self.tower.config)
+
+
+class NotGiven(UserError):
+    """A row that needs a trained or searched file, and none was named: reports skip it and say so."""
+
+
+def at_budget(path: Path, macs: float) -> Path:
+    """The part of a folder that belongs to one budget (`path`/0.7), or the path itself where it serves all of them."""
+    part = path / f"{macs:g}"
+    return part if part.exists() else path
+
+
+def class_token(tower: VisionTower, name: str) -> None:
+    """Raise UserError for a tower without the class token that the method `name` reads."""
+    if tower.config.num_prefix == 0:
+        raise UserError(f"{name}: needs a class token, which this tower has not; compare with tome")
 
 
 def nearest_setting(
@@ -32,13 +53,16 @@ def nearest_setting(
     """The setting in smallest .. largest whose cost is nearest to `macs` of the dense tower, on either side.
 
     Our own presets never exceed a budget; a rival may by half a step, so that no grid counts against it.
-    Args: macs share in (0, 1]; cost(setting) -> MACs per image, never falling.
+    Args: macs share in (0, 1]; cost(setting) -> MACs per image, rising (close to `largest` it may fall again, where a
+    method pays for a choice that saves nothing; `largest` itself is taken where it fits).
     Raises: UserError for a share below what the smallest setting costs, naming the range.
     """
     dense = dense_macs(config)
     lowest = cost(smallest) / dense
     if not lowest <= macs <= 1.0:
         raise UserError(f"macs={macs:g}: this method reaches {lowest + 5e-4:.3f} to 1 of the dense MACs here")
+    if cost(largest) <= macs * dense:
+        return largest
     low, high = smallest, largest
     while low < high:
         middle = (low + high + 1) // 2

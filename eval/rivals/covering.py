@@ -1,20 +1,22 @@
-"""Rows that are a `PrunedTower`: one cut that drops, one cut that folds into farthest points, and our two presets.
+"""Rows that are a `PrunedTower`: one cut by a scorer or by farthest points, drop or fold, and our two presets.
 
 Letters: B batch, N patches present, K kept, M metric channels.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.rivals.budget import Rival, nearest_setting
-from patchrank.errors import UserError
+from eval.rivals.budget import Rival, class_token, nearest_setting
+from patchrank.checkpoints.weights import weights_hash
 from patchrank.macs import pruned_macs
 from patchrank.presets import default_layer, low_latency, spec_for_macs
-from patchrank.pruned import Cut, PrunedTower, State, apply_cut, fold_metric
-from patchrank.scorers import SCORERS
+from patchrank.pruned import Cut, PrunedTower, Scorer, State, apply_cut, fold_metric
+from patchrank.scorers import SCORERS, PositionPrior, mean_rank_prior
+from patchrank.search.store import RankingMismatch, open_store
 from patchrank.spec import PruneSpec
 from patchrank.tower import TowerConfig, VisionTower
 
@@ -26,12 +28,18 @@ class Pruned(Rival):
         super().__init__(pruned.tower, pruned_macs(pruned.config, pruned.spec, scorer=extra))
         self.pruned = pruned
 
+    def forward_from(self, x_BLC: Tensor) -> Tensor:
+        return self.pruned.forward_from(x_BLC, 0)
+
     def forward(self, image_BCHW: Tensor) -> Tensor:
         return self.pruned(image_BCHW)
 
 
-def _one_cut(config: TowerConfig, macs: float, rest: str, extra: int) -> PruneSpec:
-    """One cut before a quarter of the depth at a budget."""
+def one_cut(config: TowerConfig, macs: float, rest: str, extra: int = 0) -> PruneSpec:
+    """One cut before a quarter of the depth at a budget; `extra` MACs go to the selection.
+
+    Raises: UserError for a budget out of reach.
+    """
 
     def spec(K: int) -> PruneSpec:
         return PruneSpec(cuts=((default_layer(config.num_layers), K / config.num_patches),), rest=rest, select="topk")
@@ -48,17 +56,37 @@ def _scorer_macs(config: TowerConfig, scorer: str) -> int:
     return config.width * config.width * (1 + tokens) + config.width * tokens
 
 
-def drop(tower: VisionTower, macs: float, *, scorer: str, seed: int = 0) -> Pruned:
-    """One cut that keeps the best patches of a training-free scorer and drops the others.
+def cut_by(tower: VisionTower, macs: float, *, scorer: str, rest: str, seed: int = 0) -> Pruned:
+    """One cut that keeps the best patches of a training-free scorer and drops or folds the others.
 
     Raises: UserError for class attention without a class token, or a budget out of reach.
     """
     config = tower.config
-    if scorer == "class-attention" and config.num_prefix == 0:
-        raise UserError("drop-class-attention: needs a class token, which this tower has not")
+    if scorer == "class-attention":
+        class_token(tower, f"{rest}-class-attention")
     extra = _scorer_macs(config, scorer)
-    spec = _one_cut(config, macs, "drop", extra)
+    spec = one_cut(config, macs, rest, extra)
     return Pruned(PrunedTower(tower, spec, SCORERS[scorer](config.grid, seed)), extra)
+
+
+def mean_rank(path: Path, tower: VisionTower) -> Scorer:
+    """The mean golden rank of every position over a store's images.
+
+    Raises: RankingMismatch for a store of other weights, another layer or grid, or of images that are judged on.
+    """
+    config = tower.config
+    store = open_store(path, weights_hash=weights_hash(tower), layer=default_layer(config.num_layers))
+    if store.request["split"] != "train":
+        raise RankingMismatch(
+            f"{path}: ranks the split {store.request['split']}; a prior must not see images that it is judged on, "
+            "search the train split"
+        )
+    return PositionPrior(mean_rank_prior(store.order_BN))
+
+
+def mean_rank_cut(tower: VisionTower, macs: float, path: Path, *, rest: str) -> Pruned:
+    """One cut by the mean golden rank of the position. Raises: UserError as `mean_rank`, or out of reach."""
+    return Pruned(PrunedTower(tower, one_cut(tower.config, macs, rest), mean_rank(path, tower)))
 
 
 def farthest_points(metric_BNM: Tensor, K: int) -> Tensor:
@@ -88,18 +116,27 @@ class FarthestPoint(PrunedTower):
         return apply_cut(state, farthest_points(metric_BNM, K), K, self.spec, metric_BNM)
 
 
-def farthest_fold(tower: VisionTower, macs: float) -> Pruned:
-    """One cut that keeps farthest points and folds the others into them."""
+def farthest(tower: VisionTower, macs: float, *, rest: str) -> Pruned:
+    """One cut that keeps farthest points and drops the others or folds them in. Raises: UserError if out of reach."""
     config = tower.config
     extra = config.num_patches**2 * (config.width // config.num_heads)
-    spec = _one_cut(config, macs, "fold", extra)
+    if rest == "drop":  # under fold the spec's own cost counts the keys
+        extra += (config.num_prefix + config.num_patches) * config.width**2
+    spec = one_cut(config, macs, rest, extra)
     return Pruned(FarthestPoint(tower, spec, lambda state: state.patches_BNC[..., 0]), extra)
 
 
-def ours(tower: VisionTower, macs: float, *, preset: Callable[..., PruneSpec] = spec_for_macs, seed: int = 0) -> Pruned:
+def ours(
+    tower: VisionTower,
+    macs: float,
+    *,
+    preset: Callable[..., PruneSpec] = spec_for_macs,
+    rest: str = "fold",
+    seed: int = 0,
+) -> Pruned:
     """What `patchrank.apply(model, macs=...)` does: the `accurate` preset, random priorities."""
     config = tower.config
-    return Pruned(PrunedTower(tower, preset(config, macs), SCORERS["random"](config.grid, seed)))
+    return Pruned(PrunedTower(tower, preset(config, macs, rest=rest), SCORERS["random"](config.grid, seed)))
 
 
 def ours_low_latency(tower: VisionTower, macs: float, *, seed: int = 0) -> Pruned:

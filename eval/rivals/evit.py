@@ -79,9 +79,8 @@ class EViT(Rival):
         super().__init__(tower, evit_macs(tower.config, K_of))
         self.K_of = K_of
 
-    def forward(self, image_BCHW: Tensor) -> Tensor:
-        prefix = self.tower.config.num_prefix
-        x_BLC, done = self.tower.embed(image_BCHW), 0
+    def forward_from(self, x_BLC: Tensor) -> Tensor:
+        prefix, done = self.tower.config.num_prefix, 0
         for layer, K in self.K_of.items():
             x_BLC, block = self.tower.run(x_BLC, done, layer), self.tower.blocks[layer]
             after_BLC, key_BLC = block.attend(x_BLC)
@@ -89,6 +88,9 @@ class EViT(Rival):
             kept = keep_and_fuse(after_BLC[:, prefix:], attention_BN, K)
             x_BLC, done = block.mlp(torch.cat([after_BLC[:, :prefix], kept], dim=1)), layer + 1
         return self.tower.finish(x_BLC, done)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        return self.forward_from(self.tower.embed(image_BCHW))
 
 
 def build(tower: VisionTower, macs: float, *, staged: bool = False) -> EViT:

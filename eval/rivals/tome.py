@@ -5,19 +5,23 @@ tokens are split into alternating sets A and B; each token of A points at its mo
 over heads; the r strongest pairs are merged by a mean weighted with sizes; attention adds log size to a key's logit.
 Deviations: none in the merging. r: "constant in every block" in integers cannot meet a budget to 1 %, so the first few
 blocks merge one token more; the last block of a tower with class pooling computes the class row only, as in every row.
+One-shot: all merges in one block, in as many rounds of matching as it takes (a round merges at most half of the
+patches); keys of merged tokens are averaged as the tokens are.
 
 Letters: B batch, L tokens, P prefix tokens, A tokens of the first set, R = r merged, U = A - R left, C width,
 M metric channels.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.rivals.budget import Rival, nearest_setting
-from patchrank.macs import attention_macs, embed_macs, head_macs, mlp_macs
+from eval.rivals.budget import nearest_setting
+from eval.rivals.walk import Step, Walk, blocks_between, walk_macs
+from patchrank.presets import default_layer
 from patchrank.tokens import gather_tokens, rank
 from patchrank.tower import TowerConfig, VisionTower
 
@@ -41,20 +45,39 @@ def match(metric_BLM: Tensor, r: int, num_prefix: int) -> Match:
     return merged_BR, left_BU, host_BA.gather(1, merged_BR)
 
 
-def merge(x_BLC: Tensor, size_BL: Tensor, matched: Match) -> tuple[Tensor, Tensor]:
+def average_into(
+    host_BXC: Tensor, size_BX: Tensor, guest_BRC: Tensor, size_BR: Tensor, host_BR: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Hosts (B, X, C) averaged by size with the guests that `host_BR` sends to them, and their sizes (B, X)."""
+    total_BX = size_BX.scatter_add(1, host_BR, size_BR)
+    weighted_BRC = guest_BRC * size_BR.unsqueeze(-1)
+    index_BRC = host_BR.unsqueeze(-1).expand_as(weighted_BRC)
+    sum_BXC = (host_BXC * size_BX.unsqueeze(-1)).scatter_add(1, index_BRC, weighted_BRC)
+    return sum_BXC / total_BX.unsqueeze(-1), total_BX
+
+
+def merge(x_BLC: Tensor, size_BL: Tensor, matched: Match, num_prefix: int = 0) -> tuple[Tensor, Tensor]:
     """Merged tokens join their hosts, a mean by size.
 
-    Args: tokens (B, L, C) and sizes (B, L) float. Returns: both with L - r: what is left of A, then B.
+    Args: tokens (B, L, C) and sizes (B, L) float.
+    Returns: both with L - r: the prefix in its order, then what is left of A, then B.
     """
     merged_BR, left_BU, host_BR = matched
-    a_BAC, b_BXC, size_BA, size_BX = x_BLC[:, ::2], x_BLC[:, 1::2], size_BL[:, ::2], size_BL[:, 1::2]
-    guest_BR = size_BA.gather(1, merged_BR)
-    guest_BRC = gather_tokens(a_BAC, merged_BR) * guest_BR.unsqueeze(-1)
-    total_BX = size_BX.scatter_add(1, host_BR, guest_BR)
-    sum_BXC = (b_BXC * size_BX.unsqueeze(-1)).scatter_add(1, host_BR.unsqueeze(-1).expand_as(guest_BRC), guest_BRC)
-    hosts_BXC = sum_BXC / total_BX.unsqueeze(-1)
-    left_BUC = gather_tokens(a_BAC, left_BU)
-    return torch.cat([left_BUC, hosts_BXC], dim=1), torch.cat([size_BA.gather(1, left_BU), total_BX], dim=1)
+    a_BAC, size_BA = x_BLC[:, ::2], size_BL[:, ::2]
+    guest_BRC, guest_BR = gather_tokens(a_BAC, merged_BR), size_BA.gather(1, merged_BR)
+    hosts_BXC, total_BX = average_into(x_BLC[:, 1::2], size_BL[:, 1::2], guest_BRC, guest_BR, host_BR)
+    return (
+        prefix_first(gather_tokens(a_BAC, left_BU), hosts_BXC, num_prefix),
+        prefix_first(size_BA.gather(1, left_BU), total_BX, num_prefix),
+    )
+
+
+def prefix_first(a_BU: Tensor, b_BX: Tensor, num_prefix: int) -> Tensor:
+    """What is left of A (B, U, ...), then B (B, X, ...), but the prefix tokens of both in front, in their order."""
+    if num_prefix < 2:
+        return torch.cat([a_BU, b_BX], dim=1)
+    front = [(a_BU, b_BX)[place % 2][:, place // 2].unsqueeze(1) for place in range(num_prefix)]
+    return torch.cat([*front, a_BU[:, (num_prefix + 1) // 2 :], b_BX[:, num_prefix // 2 :]], dim=1)
 
 
 def spread_r(config: TowerConfig, blocks: tuple[int, ...], total: int) -> dict[int, int]:
@@ -70,63 +93,70 @@ def spread_r(config: TowerConfig, blocks: tuple[int, ...], total: int) -> dict[i
     return r
 
 
-def tome_macs(config: TowerConfig, r: dict[int, int]) -> int:
-    """MACs per image: blocks on what is left, and the similarities of every merging block."""
-    num_tokens = config.num_prefix + config.num_patches
-    metric_dim = config.width // config.num_heads
-    total = embed_macs(config)
-    for layer in range(config.num_layers):
-        if _row_only(config, layer):
-            total += attention_macs(config, num_tokens, 1) + mlp_macs(config, 1)
-            continue
-        total += attention_macs(config, num_tokens, num_tokens)
-        if r.get(layer, 0):
-            total += (num_tokens - num_tokens // 2) * (num_tokens // 2) * metric_dim
-            num_tokens -= r[layer]
-        total += mlp_macs(config, num_tokens)
-    return total + head_macs(config, num_tokens)
+def rounds(num_patches: int, r: int) -> list[int]:
+    """Merges of each round of matching in one block: at most half of the patches that are left."""
+    found = []
+    while r > 0 and num_patches > 1:
+        found.append(min(r, num_patches // 2))
+        num_patches, r = num_patches - found[-1], r - found[-1]
+    return found
 
 
-def _row_only(config: TowerConfig, layer: int) -> bool:
-    return config.pool == "class" and layer == config.num_layers - 1
+def left_after(config: TowerConfig, r: Mapping[int, int]) -> dict[int, int]:
+    """{layer: patches behind it} of the blocks that merge anything."""
+    patches, left = config.num_patches, {}
+    for layer in sorted(r):
+        if r[layer]:
+            patches -= r[layer]
+            left[layer] = patches
+    return left
 
 
-class ToMe(Rival):
-    """A tower that merges `r[layer]` tokens in each block of `r`."""
-
-    def __init__(self, tower: VisionTower, r: dict[int, int]) -> None:
-        super().__init__(tower, tome_macs(tower.config, r))
-        self.r = r
-
-    def tokens(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L, C) behind the last block (class row only, where it pools so) and their sizes (B, L')."""
-        config = self.tower.config
-        x_BLC = self.tower.embed(image_BCHW)
-        size_BL, bias_B11L = x_BLC.new_ones(x_BLC.shape[:2]), None
-        for layer, block in enumerate(self.tower.blocks):
-            if _row_only(config, layer):
-                x_BLC = block.mlp(block.attend_rows(x_BLC, 1, bias_B11L))
-                break
-            x_BLC, key_BLC = block.attend(x_BLC, bias_B11L)
-            if self.r.get(layer, 0):
-                matched = match(block.mean_head(key_BLC), self.r[layer], config.num_prefix)
-                x_BLC, size_BL = merge(x_BLC, size_BL, matched)
-                bias_B11L = size_BL.log()[:, None, None, :]
-            x_BLC = block.mlp(x_BLC)
-        return x_BLC, size_BL
-
-    def forward(self, image_BCHW: Tensor) -> Tensor:
-        return self.tower.head(*self.tokens(image_BCHW))
+def matching_macs(config: TowerConfig, r: Mapping[int, int], metric_dim: int | None = None) -> dict[int, int]:
+    """{layer: MACs of its similarities}; metric_dim: channels compared, None for those of a head's keys."""
+    channels = config.width // config.num_heads if metric_dim is None else metric_dim
+    patches, macs = config.num_patches, {}
+    for layer in sorted(r):
+        for merges in rounds(patches, r[layer]):
+            num_tokens = config.num_prefix + patches
+            macs[layer] = macs.get(layer, 0) + (num_tokens - num_tokens // 2) * (num_tokens // 2) * channels
+            patches -= merges
+    return macs
 
 
-def blocks_between(config: TowerConfig, first: int, last: int) -> tuple[int, ...]:
-    """Blocks `first` .. `last` of 12, and the same part of another depth; never one that computes one row."""
-    start, stop = first * config.num_layers // 12, -(-(last + 1) * config.num_layers // 12)
-    return tuple(layer for layer in range(start, stop) if not _row_only(config, layer))
+def tome_macs(config: TowerConfig, r: Mapping[int, int]) -> int:
+    """MACs per image of merging `r[layer]` tokens in each block of `r`."""
+    return walk_macs(config, left_after(config, r), matching_macs(config, r))
 
 
-def build(tower: VisionTower, macs: float, *, first: int = 0, last: int = 11) -> ToMe:
-    """ToMe at a budget, merging in blocks `first` .. `last` of 12; as published, in all.
+class ToMe(Walk):
+    """A tower that merges `r[layer]` tokens in each block of `r`; `choice` {layer: MACs}, None for the matching's."""
+
+    def __init__(self, tower: VisionTower, r: Mapping[int, int], choice: Mapping[int, int] | None = None) -> None:
+        choice = matching_macs(tower.config, r) if choice is None else choice
+        super().__init__(tower, left_after(tower.config, r), choice)
+        self.r = dict(r)
+
+    def metric(self, step: Step) -> Tensor:
+        """What tokens are compared by, (B, L, M)."""
+        return step.block.mean_head(step.key_BLC)
+
+    def join(self, layer: int, x_BLC: Tensor, size_BL: Tensor, matched: Match) -> tuple[Tensor, Tensor]:
+        """Tokens and sizes behind one round of matching."""
+        return merge(x_BLC, size_BL, matched, self.tower.config.num_prefix)
+
+    def reduce(self, step: Step) -> tuple[Tensor, Tensor]:
+        x_BLC, size_BL, metric_BLM = step.x_BLC, step.sizes(), self.metric(step)
+        *others, last = rounds(x_BLC.shape[1] - step.num_prefix, self.r[step.layer])
+        for r in others:
+            matched = match(metric_BLM, r, step.num_prefix)
+            metric_BLM = merge(metric_BLM, size_BL, matched, step.num_prefix)[0]
+            x_BLC, size_BL = self.join(step.layer, x_BLC, size_BL, matched)
+        return self.join(step.layer, x_BLC, size_BL, match(metric_BLM, last, step.num_prefix))
+
+
+def r_at(tower: VisionTower, macs: float, first: int, last: int, rival: type[ToMe] = ToMe, **options) -> ToMe:
+    """A method that merges as ToMe does in blocks `first` .. `last` of 12, with the r that meets a budget.
 
     Raises: UserError for a budget out of reach.
     """
@@ -134,5 +164,21 @@ def build(tower: VisionTower, macs: float, *, first: int = 0, last: int = 11) ->
     layers = blocks_between(config, first, last)
     merges = config.num_patches * len(layers)
     plan = partial(spread_r, config, layers)
-    kept = nearest_setting(config, macs, lambda kept: tome_macs(config, plan(merges - kept)), merges, 0)
-    return ToMe(tower, plan(merges - kept))
+    cost = lambda kept: rival(tower, plan(merges - kept), **options).macs  # noqa: E731
+    return rival(tower, plan(merges - nearest_setting(config, macs, cost, merges, 0)), **options)
+
+
+def build(tower: VisionTower, macs: float, *, first: int = 0, last: int = 11) -> ToMe:
+    """ToMe at a budget, merging in blocks `first` .. `last` of 12; as published, in all.
+
+    Raises: UserError for a budget out of reach.
+    """
+    return r_at(tower, macs, first, last)
+
+
+def one_shot(tower: VisionTower, macs: float) -> ToMe:
+    """ToMe with all merges in one block, a quarter up. Raises: UserError for a budget out of reach."""
+    config = tower.config
+    layer = default_layer(config.num_layers)
+    cost = lambda kept: tome_macs(config, {layer: config.num_patches - kept})  # noqa: E731
+    return ToMe(tower, {layer: config.num_patches - nearest_setting(config, macs, cost, config.num_patches)})

@@ -1,0 +1,86 @@
+"""A rival after our calibration: the same walk through a tower whose LayerNorms and biases were re-fitted to it.
+
+So that a comparison of calibrated towers compares the walks, not the calibration.
+"""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from eval.rivals.budget import Rival
+from eval.rivals.covering import Pruned
+from eval.rivals.evit import EViT
+from eval.rivals.walk import Walk
+from patchrank.atomic import write_tensors
+from patchrank.checkpoints.weights import weights_hash
+from patchrank.errors import UserError
+from patchrank.tower import VisionTower
+from predictors.calibration import small_parameters
+
+_PARTS = "biases"
+
+
+def first_layer(rival: Rival) -> int:
+    """The first block that sees fewer tokens. Raises: UserError for a rival whose walk is not through blocks."""
+    if isinstance(rival, Walk) and rival.left:
+        return min(rival.left)
+    if isinstance(rival, EViT) and rival.K_of:
+        return min(rival.K_of)
+    if isinstance(rival, Pruned) and rival.pruned.spec.cuts:
+        return rival.pruned.spec.cuts[0][0]
+    raise UserError(f"{type(rival).__name__}: has nothing to calibrate at this budget; choose a lower one")
+
+
+def learnable(rival: Rival) -> nn.ParameterDict:
+    """The parameters that calibration re-fits, of the rival's own tower, ready to be trained."""
+    found = small_parameters(rival.tower, first_layer(rival), _PARTS)
+    return nn.ParameterDict({name.replace(".", "/"): value.requires_grad_(True) for name, value in found.items()})
+
+
+def copy_of(tower: VisionTower) -> VisionTower:
+    """A tower of its own, frozen: calibration must not touch the given one."""
+    return copy.deepcopy(tower).eval().requires_grad_(False)
+
+
+def file_of(folder: Path, name: str, macs: float) -> Path:
+    """Where the calibration of a rival at a budget lies."""
+    return folder / f"{name}_{macs:g}.safetensors"
+
+
+def save(folder: Path, name: str, macs: float, parameters: nn.ParameterDict, source_hash: str) -> None:
+    """Write re-fitted parameters; `source_hash` names the tower's weights before."""
+    tensors = {key.replace("/", "."): value for key, value in parameters.items()}
+    write_tensors(file_of(folder, name, macs), tensors, {"weights_hash": source_hash})
+
+
+def build(
+    tower: VisionTower, macs: float, path: Path, *, name: str, plain: Callable[[VisionTower, float], Rival]
+) -> Rival:
+    """The rival `plain` through a copy of the tower with the parameters that `save` wrote for this budget.
+
+    Raises: UserError for a file that is absent, damaged or of another tower, or a budget out of reach.
+    """
+    rival, file = plain(copy_of(tower), macs), file_of(path, name, macs)
+    try:
+        with safe_open(str(file), "pt") as opened:
+            found = (opened.metadata() or {}).get("weights_hash")
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
+        if found != weights_hash(tower):
+            raise ValueError(f"made for weights {str(found)[:12]}")
+        small = small_parameters(rival.tower, first_layer(rival), _PARTS)
+        if tensors.keys() != small.keys():
+            raise ValueError("holds other parameters than this walk's")
+        with torch.no_grad():
+            for key, value in small.items():
+                value.copy_(tensors[key])
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{file}: is no calibration of {name} for this tower ({reason}); make one: "
+            f"python -m eval.rivals.train --method calibrate --rival {name} --macs {macs:g}"
+        ) from error
+    return rival
