@@ -12,6 +12,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.patchrank-installed
+SYSTEM_INSTALLED := $(VENV)/.patchrank-system-installed
 OUT ?= out
 # Test processes; each computes on one core.
 JOBS ?= 2
@@ -30,7 +31,7 @@ demo: $(INSTALLED) ## rank the patches of 16 images with the embedded model; tab
 test: $(INSTALLED) ## every test that needs no GPU, no network and no system package
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
 
-test-system: $(INSTALLED) ## whole commands end to end, one after the other
+test-system: $(SYSTEM_INSTALLED) ## whole commands end to end, one after the other
 	@$(PY) -m pytest -m "system and not gpu and not network" --timeout 900 || { \
 	  code=$$?; test $$code -eq 5 || exit $$code; echo "there are no system tests: nothing was tested here"; }
 
@@ -42,18 +43,26 @@ format: $(INSTALLED) ## let ruff mend what it can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: $(INSTALLED) ## every search strategy side by side: quality, compute, seconds
+bench: $(INSTALLED) ## search strategies, dense against pruned graphs, 10 minutes of load on a server: about half an hour
 	$(PY) -m eval search-cost --out $(OUT)/search-cost
+	$(PY) -m export.bench --out $(OUT)/export-bench
+	$(PY) -m export.load --seconds 600 --out $(OUT)/load
 
 clean: ## remove .venv, build leftovers and caches; out/ stays
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-triton build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt .ci/keep_torch.py | $(PY)
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip
 	@echo "installing patchrank and what it needs into $(VENV); the first time takes a few minutes"
 	$(PY) .ci/keep_torch.py > $(VENV)/constraints.txt
-	$(PIP) install -c $(VENV)/constraints.txt -e '.[cpu,test]'
+	$(PIP) install -c $(VENV)/constraints.txt -e '.[cpu,serve,test]'
+	@touch $@
+
+# What cannot be had on this machine is skipped by name in the tests.
+$(SYSTEM_INSTALLED): $(INSTALLED)
+	for extra in bench pretrain openvino rtx; do \
+	  $(PIP) install -c $(VENV)/constraints.txt -e ".[$$extra]" || echo "not to be had here: the extra $$extra"; done
 	@touch $@
 
 $(PY):

@@ -2,12 +2,42 @@
 
 import sys
 
-from eval import compare, kernels, search_cost, search_truth
+from eval import (
+    compare,
+    composition,
+    kernels,
+    pretrain_cost,
+    pretrain_study,
+    probe,
+    report,
+    reported_tables,
+    retrieval,
+    robustness,
+    search_cost,
+    search_truth,
+    suite,
+    suite_config,
+    throughput,
+    trained,
+    zero_shot,
+)
 from patchrank import cli
 
 COMMANDS = {
+    "zero-shot": (zero_shot.ZeroShotConfig, zero_shot.main),
+    "retrieval": (retrieval.RetrievalConfig, retrieval.main),
+    "probe": (probe.ProbeConfig, probe.main),
+    "robustness": (robustness.RobustnessConfig, robustness.main),
+    "composition": (composition.CompositionConfig, composition.main),
+    "suite": (suite_config.SuiteConfig, suite.main),
+    "report": (report.ReportConfig, report.main),
+    "throughput": (throughput.ThroughputConfig, throughput.main),
+    "trained": (trained.TrainedConfig, trained.main),
+    "reported": (reported_tables.ReportedConfig, reported_tables.main),
     "compare": (compare.CompareConfig, compare.main),
     "kernels": (kernels.KernelsConfig, kernels.main),
+    "pretrain-cost": (pretrain_cost.PretrainCostConfig, pretrain_cost.main),
+    "pretrain-study": (pretrain_study.PretrainStudyConfig, pretrain_study.main),
     "search-cost": (search_cost.SearchCostConfig, search_cost.main),
     "search-truth": (search_truth.SearchTruthConfig, search_truth.main),
 }

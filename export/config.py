@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from export.precision import PRECISIONS
+from export.runtimes import check_runtimes
 from export.tracing import OPSETS
 from patchrank.errors import UserError
 
@@ -35,7 +36,8 @@ class ExportConfig:
     rest: str = "fold"
     """What becomes of the patches that are not kept: "fold" or "drop" (the papers)."""
     scorer: str = "random"
-    """Row of the scorer table; scores are priorities of a covering selection."""
+    """Row of the scorer table, whose scores are priorities of a covering selection, or "salient": selection and merging
+    weighed by the class token's attention, as `patchrank.apply` does by default."""
     seed: int = 0
     """Seed of scorers that draw."""
     data: str = "digits"
@@ -50,10 +52,17 @@ class ExportConfig:
     """Class list inside the graph: "data" (that of --data), "none", or a text file with one name per line."""
     template: str = "a photo of a {}."
     """Prompt around the names of a --classes file."""
+    source: tuple[int, int] | None = None
+    """Rows and columns of the pictures, if the graph is to resize them itself (as Pillow does); without it they come at
+    the model's size."""
     opset: int = 18
     """ONNX operator set: 18, or 23 (one Attention node per block)."""
     precision: tuple[str, ...] = ("float32",)
-    """Precisions: float32, float16, int8."""
+    """Precisions: float32, float16, int8 (dynamic), int8-static (scales fixed in the graph)."""
+    calibration: int = 64
+    """Images that int8 is measured on, product by product: of the "train" split where the data set has one."""
+    runtime: tuple[str, ...] = ("onnxruntime",)
+    """Runtimes of the comparison: onnxruntime, openvino."""
     out: Path = Path("out/onnx")
     """Folder of the graphs, their weights and the manifest."""
 
@@ -62,8 +71,13 @@ class ExportConfig:
             object.__setattr__(self, "split", "all" if self.data == "folder" else "val")
 
     def to_dict(self) -> dict:
-        """JSON-able form; folders are reduced to their last part."""
-        return {name: value.name if isinstance(value, Path) else value for name, value in asdict(self).items()}
+        """JSON-able form; folders and files of this machine are reduced to their last part."""
+        return {name: _without_folders(value) for name, value in asdict(self).items()}
+
+
+def _without_folders(value: object) -> object:
+    local = isinstance(value, Path) or (isinstance(value, str) and Path(value).is_absolute())
+    return Path(value).name if local else value
 
 
 def check(config: ExportConfig) -> None:
@@ -78,11 +92,16 @@ def check(config: ExportConfig) -> None:
         raise UserError(f"--precision: names none; choose from {', '.join(PRECISIONS)}")
     if config.images < 1:
         raise UserError(f"--images {config.images}: must be 1 or more; nothing is published without a comparison")
+    if config.calibration < 1:
+        raise UserError(f"--calibration {config.calibration}: must be 1 or more")
+    check_runtimes(config.runtime)
     given = [name for name in ("keep", "macs", "cuts") if getattr(config, name)]
     if len(given) > 1:
         raise UserError(f"--{' and --'.join(given)}: exactly one of them decides how much is pruned; leave one out")
     if config.layer is not None and not config.keep:
         raise UserError(f"--layer {config.layer}: goes with --keep only; the others bring their own layers")
+    if config.source is not None and (config.tower == "text" or min(config.source) < 1):
+        raise UserError(f"--source {config.source}: needs the image tower, and 1 or more rows and columns")
     if config.tower == "text" and given:
         raise UserError(f"--{given[0]}: the text tower is not pruned; leave it out with --tower text")
     for name in ("keep", "macs"):

@@ -77,7 +77,9 @@ def find_backend(name: str) -> Backend:
     raise MissingBackend(f"{' and '.join(names)}: not installed; {_INSTALL[names[-1]]}")
 
 
-def _logger(trt: ModuleType):
+def quiet_logger(trt: ModuleType):
+    """A logger that keeps errors for the message and prints nothing."""
+
     class Quiet(trt.ILogger):
         """Keeps errors for the message; prints nothing."""
 
@@ -110,7 +112,7 @@ def build_engine(backend: Backend, graph: Path, build: Build) -> bytes:
     Raises: RefusedGraph with the parser's reasons and node names; UserError for an unknown architecture.
     """
     trt = backend.module
-    logger = _logger(trt)
+    logger = quiet_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(_strongly_typed(trt))
     parser = trt.OnnxParser(network, logger)
@@ -119,6 +121,9 @@ def build_engine(backend: Backend, graph: Path, build: Build) -> bytes:
     _decompose_attention(trt, network)
     config = builder.create_builder_config()
     config.add_optimization_profile(_profile(builder, network, build))
+    flags = getattr(trt, "BuilderFlag", None)
+    if hasattr(flags, "TF32"):
+        config.clear_flag(flags.TF32)  # else a float32 graph would multiply with 10 bits of mantissa
     if backend.name == "tensorrt-rtx":
         _set_architectures(trt, config, build.architectures)
     else:

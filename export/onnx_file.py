@@ -5,17 +5,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 
 from export.config import ExportConfig, check
 from export.operators import check_operators, count_operators
-from export.parity import Parity, gate, gate_text
+from export.parity import Parity, gate
+from export.parity_text import gate_text
 from export.precision import convert
 from export.publish import publish, staging
 from export.reference import reference
 from export.serving import Classes, ServingGraph
-from export.source import Pictures, load_images, variants
+from export.source import Pictures, as_numpy, calibration_images, load_images, variants
 from export.text_graph import text_graph, tokenizer_note, tokens_of
 from export.tracing import trace
 from export.weights_file import WeightsFile
@@ -42,6 +44,7 @@ def manifest_of(config: ExportConfig, clip: LoadedClip) -> dict[str, Any]:
             "config": asdict(clip.tower.config),
         },
         "preprocess": clip.preprocess.to_dict(),
+        "resized_in_graph_from": None if config.source is None else list(config.source),
         "opset": config.opset,
         "versions": found,
         "models": [],
@@ -64,8 +67,9 @@ def class_record(classes: Classes | None) -> dict[str, Any] | None:
 
 
 def _model_record(
-    name: str, path: Path, weights: str, precision: str, model: onnx.ModelProto, parity: Parity
+    name: str, path: Path, weights: str, precision: str, model: onnx.ModelProto, parities: dict[str, Parity]
 ) -> dict[str, Any]:
+    (parity, *_) = parities.values()
     return {
         "name": name,
         "graph": path.name,
@@ -75,6 +79,7 @@ def _model_record(
         "outputs": [_value(value) for value in model.graph.output],
         "operators": dict(sorted(count_operators(model).items())),
         "parity": parity.to_dict(),
+        "parity_by_runtime": {runtime: parity.to_dict() for runtime, parity in parities.items()},
     }
 
 
@@ -85,13 +90,17 @@ def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
 
 
 def write_graphs(
-    folder: Path, traced: dict[str, onnx.ModelProto], precision: str, prefix: str
+    folder: Path,
+    traced: dict[str, onnx.ModelProto],
+    precision: str,
+    prefix: str,
+    calibration: np.ndarray | None = None,
 ) -> tuple[list[Path], list[onnx.ModelProto]]:
     """Convert float32 graphs and write them with one weights file: its path first, then the graphs'."""
     weights = WeightsFile(folder, f"{prefix}-{precision}")
     models = []
     for name, model in traced.items():
-        converted = convert(model, precision)
+        converted = convert(model, precision, calibration)
         check_operators(converted, precision)
         weights.add(converted, f"{name}-{precision}.onnx")
         models.append(converted)
@@ -107,11 +116,16 @@ def export_image(config: ExportConfig, clip: LoadedClip, staged: Path, pictures:
     manifest = manifest_of(config, clip) | {"classes": class_record(graphs[0].graph.classes)}
     known = {variant.name: reference(variant.graph, pictures.image_BHW3) for variant in graphs}
     traced = {f"image-{variant.name}": _traced(variant.graph, config.opset) for variant in graphs}
+    found = calibration_images(config, clip.preprocess)
+    calibration = None if found is None else as_numpy(found.image_BHW3)
     for precision in config.precision:
-        (weights, *paths), models = write_graphs(staged, traced, precision, "image")
+        (weights, *paths), models = write_graphs(staged, traced, precision, "image", calibration)
         for variant, path, model in zip(graphs, paths, models):
-            parity = gate(path, variant.graph, pictures, precision, known[variant.name])
-            record = _model_record(variant.name, path, weights.name, precision, model, parity)
+            parities = {
+                runtime: gate(path, variant.graph, pictures, precision, known[variant.name], runtime)
+                for runtime in config.runtime
+            }
+            record = _model_record(variant.name, path, weights.name, precision, model, parities)
             manifest["models"].append(record | _cost(variant.graph))
     return manifest, note
 
@@ -136,9 +150,9 @@ def export_text(config: ExportConfig, clip: LoadedClip, staged: Path, texts: lis
     manifest = manifest_of(config, clip)
     manifest |= {"tokenizer": tokenizer_note(clip), "logit_scale": clip.text.logit_scale}
     for precision in config.precision:
-        (weights, path), (converted,) = write_graphs(staged, {"text": model}, precision, "text")
-        parity = gate_text(path, graph, token_BL, texts, precision)
-        manifest["models"].append(_model_record("text", path, weights.name, precision, converted, parity))
+        (weights, path), (converted,) = write_graphs(staged, {"text": model}, precision, "text", token_BL.numpy())
+        parities = {runtime: gate_text(path, graph, token_BL, texts, precision, runtime) for runtime in config.runtime}
+        manifest["models"].append(_model_record("text", path, weights.name, precision, converted, parities))
     return manifest
 
 
@@ -167,17 +181,21 @@ def export(config: ExportConfig, clip: LoadedClip | None = None) -> dict[str, An
     return manifest | {"note": note}
 
 
+def _compared(manifest: dict[str, Any]) -> list[tuple[dict, str, dict]]:
+    """Every graph with every runtime that it was compared in."""
+    return [(model, *entry) for model in manifest["models"] for entry in model["parity_by_runtime"].items()]
+
+
 def report(manifest: dict[str, Any], out: Path) -> str:
     """One line per graph, for people."""
     lines = [manifest["note"]] if manifest.get("note") else []
-    for model in manifest["models"]:
-        parity = model["parity"]
+    for model, runtime, parity in _compared(manifest):
         share = f", {model['image_macs'] / model['dense_image_macs']:.3f} of dense MACs" if "spec" in model else ""
         top1 = "" if parity["top1_agreement"] is None else f", same answer {100 * parity['top1_agreement']:.2f} %"
         kept = f", same patches {100 * parity['kept_agreement']:.2f} %" if model.get("spec", {}).get("cuts") else ""
         lines.append(
             f"{out / model['graph']}: max-abs {parity['max_abs']:.2g}, cosine >= {parity['cosine_min']:.7f}"
-            f"{kept}{top1} on {parity['num_images']} inputs at batch 1, 5, 16{share}"
+            f"{kept}{top1} on {parity['num_images']} inputs at batch 1, 5, 16 in {runtime}{share}"
         )
     return "\n".join(lines)
 

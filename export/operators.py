@@ -24,7 +24,7 @@ def count_operators(model: onnx.ModelProto) -> Counter[str]:
 
 def check_operators(model: onnx.ModelProto, precision: str = "float32") -> None:
     """Raise UserError where a graph holds a node outside the positive list, naming the nodes."""
-    allowed = PLAIN | (INT8 if precision == "int8" else set())
+    allowed = PLAIN | (INT8 if precision.startswith("int8") else set())
     strays = [node for node in model.graph.node if node.domain or node.op_type not in allowed]
     if strays or model.functions:
         named = ", ".join(f"{node.op_type} ({node.name})" for node in strays[:5]) or model.functions[0].name

@@ -4,20 +4,16 @@ Which nodes decide is read off the graph itself: everything that reaches an outp
 an ArgMax (scorer, covering selection, fold metric). The pixels and the answer stay float32 too.
 """
 
-import contextlib
-import logging
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-
+import numpy as np
 import onnx
 from onnx import TensorProto
 
 from export.half import to_float16
+from export.int8 import to_int8, to_int8_static
 from export.tidy import strip
 from patchrank.errors import UserError
 
-PRECISIONS = ("float32", "float16", "int8")
+PRECISIONS = ("float32", "float16", "int8", "int8-static")
 _INDEX_MAKERS = ("TopK", "ArgMax")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -55,48 +51,20 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """The quantiser advises a preparation that our graphs do not need."""
-    former = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(former)
-
-
-def to_int8(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights in int8 by channel, activations quantised as they come; attention products stay float32.
-
-    Source: ONNX Runtime's dynamic quantisation. It refuses the shapes that PyTorch's exporter writes down, so those are
-    cleared first.
-    """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    copy = _copy(model)
-    del copy.graph.value_info[:]
-    with tempfile.TemporaryDirectory() as folder, _without_warnings():
-        path = Path(folder) / "int8.onnx"
-        quantize_dynamic(
-            copy,
-            path,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            nodes_to_exclude=sorted(float32_nodes(model)),
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-        )
-        return onnx.load(path)
-
-
-def convert(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+def convert(model: onnx.ModelProto, precision: str, calibration: np.ndarray | None = None) -> onnx.ModelProto:
     """A traced float32 graph in the named precision, without the exporter's notes.
 
-    Raises: UserError for an unknown name, or weights outside it.
+    Args: calibration, inputs (B, ...) of the graph, which int8 is measured on; "int8-static" needs them.
+    Raises: UserError for an unknown name, weights outside it, or scales without inputs.
     """
     if precision not in PRECISIONS:
         raise UserError(f"--precision {precision}: unknown; choose one of {', '.join(PRECISIONS)}")
-    rows = {"float32": _copy, "float16": lambda graph: to_float16(graph, float32_nodes(graph)), "int8": to_int8}
+    rows = {
+        "float32": _copy,
+        "float16": lambda graph: to_float16(graph, float32_nodes(graph)),
+        "int8": lambda graph: to_int8(graph, float32_nodes(graph), calibration),
+        "int8-static": lambda graph: to_int8_static(graph, float32_nodes(graph), calibration),
+    }
     converted = rows[precision](model)
     strip(converted)
     return converted

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from export.serving import ServingGraph, kept_positions, walk
 from patchrank.pruned import Cut, PrunedTower, State
-from patchrank.tokens import suppress
 
 _CHUNK = 16
 
@@ -37,8 +36,8 @@ class _Watched(PrunedTower):
 
     def cut(self, state: State, K: int, metric_BNM: Tensor | None, score_BN: Tensor | None) -> tuple[State, Cut]:
         final_BN = self.scorer(state)
-        if self.spec.select == "suppress":
-            final_BN = suppress(final_BN, self.nearness(state, metric_BNM))
+        if self.spec.covers:
+            final_BN = self.final_score(state, final_BN, self.nearness(state, metric_BNM))
         ordered_BN = final_BN.sort(dim=-1, descending=True).values
         if ordered_BN.shape[1] > K:
             self.margins.append(ordered_BN[:, K - 1] - ordered_BN[:, K])

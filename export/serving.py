@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export.resize import Resize
 from patchrank.preprocess import Preprocess
 from patchrank.pruned import Cut, PrunedTower, finish, size_with_prefix, start_state
 
@@ -33,16 +34,23 @@ class Classes:
 
 
 class Pixels(nn.Module):
-    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), normalised in the order of operations of `Preprocess`."""
+    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), normalised in the order of operations of `Preprocess`.
 
-    def __init__(self, preprocess: Preprocess) -> None:
+    Channels move to the front before anything is computed: arithmetic along an innermost axis of three is slow. They
+    are cast before that, since TensorRT moves no bytes. Pictures have the model's size, or the fixed size `source` and
+    are resized here.
+    """
+
+    def __init__(self, preprocess: Preprocess, source: tuple[int, int] | None = None) -> None:
         super().__init__()
-        self.image_size = preprocess.image_size
-        self.register_buffer("mean_3", torch.tensor(preprocess.mean, dtype=torch.float32))
-        self.register_buffer("std_3", torch.tensor(preprocess.std, dtype=torch.float32))
+        self.image_size = preprocess.image_size if source is None else source
+        self.resize = None if source is None else Resize(preprocess, source)
+        self.register_buffer("mean_311", torch.tensor(preprocess.mean, dtype=torch.float32)[:, None, None])
+        self.register_buffer("std_311", torch.tensor(preprocess.std, dtype=torch.float32)[:, None, None])
 
     def forward(self, image_BHW3: Tensor) -> Tensor:
-        return ((image_BHW3.float() / 255 - self.mean_3) / self.std_3).permute(0, 3, 1, 2)
+        x_B3HW = image_BHW3.float().permute(0, 3, 1, 2) if self.resize is None else self.resize(image_BHW3)
+        return (x_B3HW / 255 - self.mean_311) / self.std_311
 
 
 class Answer(nn.Module):
@@ -91,13 +99,22 @@ def kept_positions(cuts: list[Cut]) -> list[Tensor]:
 
 
 class ServingGraph(nn.Module):
-    """uint8 (B, H, W, 3) at the model's size -> outputs in the order of `output_names`; only the batch is free."""
+    """uint8 (B, H, W, 3) at the model's size -> outputs in the order of `output_names`; only the batch is free.
+
+    Args: source, another fixed size (H, W) of the pictures, which the graph then resizes itself.
+    """
 
     input_name = "image"
 
-    def __init__(self, pruned: PrunedTower, preprocess: Preprocess, classes: Classes | None = None) -> None:
+    def __init__(
+        self,
+        pruned: PrunedTower,
+        preprocess: Preprocess,
+        classes: Classes | None = None,
+        source: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
-        self.pixels = Pixels(preprocess)
+        self.pixels = Pixels(preprocess, source)
         self.pruned = pruned
         self.answer = Answer(classes)
 

@@ -19,6 +19,7 @@ from patchrank.errors import UserError
 
 OPSETS = (18, 23)
 MAX_BATCH = 1024
+MAX_LENGTH = 4096
 
 
 def _stable_sort(values, stable: bool = False, dim: int = -1, descending: bool = False):
@@ -42,19 +43,30 @@ def _quiet() -> Iterator[None]:
             logging.getLogger("torch.onnx").setLevel(level)
 
 
-def trace(module: nn.Module, example: Tensor, input_name: str, output_names: list[str], opset: int) -> onnx.ModelProto:
+def trace(
+    module: nn.Module,
+    example: Tensor,
+    input_name: str,
+    output_names: list[str],
+    opset: int,
+    *,
+    free_length: bool = False,
+) -> onnx.ModelProto:
     """`module` as an ONNX graph in float32, its first axis free from 1 to MAX_BATCH.
 
-    Args: example (B >= 2, ...), the one input. Raises: UserError for operators outside the positive list.
+    Args: example (B >= 2, ...), the one input; free_length frees the second axis too (a lone block, for timing).
+    Raises: UserError for operators outside the positive list.
     """
-    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    free = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}
+    if free_length:
+        free[1] = torch.export.Dim("length", min=2, max=MAX_LENGTH)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
             (example,),
             dynamo=True,
             opset_version=opset,
-            dynamic_shapes=({0: batch},),
+            dynamic_shapes=(free,),
             input_names=[input_name],
             output_names=output_names,
             custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},

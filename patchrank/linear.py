@@ -32,7 +32,7 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, attribute: str = "no
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """oneDNN product with a gradient to the input only."""
+    """oneDNN product with a gradient to the input, and to the bias where it is trained."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -43,11 +43,11 @@ class _FrozenLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         (weight,) = ctx.saved_tensors
-        return _onednn(grad.contiguous(), weight.t().contiguous(), None), None, None
+        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
+        return _onednn(grad.contiguous(), weight.t().contiguous(), None), None, grad_bias
 
 
 def _onednn_applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    trains = weight.requires_grad or (bias is not None and bias.requires_grad)
     return (
         not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
@@ -55,7 +55,7 @@ def _onednn_applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
-        and not (torch.is_grad_enabled() and trains)
+        and not (torch.is_grad_enabled() and weight.requires_grad)
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
@@ -66,7 +66,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "no
     """act(x W^T + b): x (..., C_in), weight (C_out, C_in), bias (C_out) -> (..., C_out); act by name in ACTIVATIONS."""
     if not _onednn_applies(x, weight, bias):
         return ACTIVATIONS[activation](F.linear(x, weight, bias))
-    if torch.is_grad_enabled() and x.requires_grad:
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return ACTIVATIONS[activation](_FrozenLinear.apply(x, weight, bias))
     if activation in _FUSED:
         return _onednn(x, weight, bias, *_FUSED[activation])

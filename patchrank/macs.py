@@ -65,13 +65,13 @@ def cut_macs(
     Args: metric_dim: channels of a learned metric, projected from the patches; None: the block's keys.
     """
     macs = 0
-    if spec.rest == "fold" or spec.select == "suppress":
+    if spec.rest == "fold" or spec.covers:
         if metric_dim is not None:
             macs += num_patches * config.width * metric_dim
         elif spec.where == "before":
             macs += num_tokens * config.width * config.width
     metric_dim = config.width // config.num_heads if metric_dim is None else metric_dim
-    if spec.select == "suppress":
+    if spec.covers:
         macs += num_patches * num_patches * metric_dim
     if spec.rest == "fold":
         rest = num_patches - K

@@ -26,8 +26,14 @@ def versions() -> dict[str, str]:
 
 def command(program: str) -> str:
     """The command line as a user would type it; folders of this machine are reduced to their last part."""
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    words = [_short(word) for word in sys.argv[1:]]
     return shlex.join(["python", "-m", *program.split(), *words])
+
+
+def _short(word: str) -> str:
+    """A path, or the path of name=path, without the folders of this machine."""
+    name, sign, value = word.rpartition("=")
+    return f"{name}{sign}{Path(value).name}" if Path(value).is_absolute() else word
 
 
 def machine() -> dict[str, str | int]:

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from patchrank.spec import PruneSpec
-from patchrank.tokens import assign_to_nearest, fold_sizes, fold_tokens, gather_tokens, rank, suppress, unfold_tokens
+from patchrank.tokens import (
+    assign_to_nearest,
+    cover,
+    fold_sizes,
+    fold_tokens,
+    gather_tokens,
+    rank,
+    suppress,
+    unfold_tokens,
+)
 from patchrank.tower import Block, VisionTower
 
 
@@ -29,6 +38,10 @@ class State:
     block: Block
     """The block that the cut stands before or in."""
     grid: tuple[int, int]
+    entry_BPC: Tensor | None = None
+    """Inside a block: the prefix as it entered that block; None before one."""
+    key_BLC: Tensor | None = None
+    """Inside a block: its keys of all tokens; None before one."""
 
     @property
     def patches_BNC(self) -> Tensor:
@@ -47,7 +60,8 @@ class Cut:
 
 
 Scorer = Callable[[State], Tensor]
-"""State -> score (B, N) float32, higher = keep (a priority, if the spec selects by `suppress`)."""
+"""State -> score (B, N) float32, higher = keep (a priority, if the spec selects by `suppress`; a log importance,
+if by `cover`)."""
 
 
 def start_state(tower: VisionTower, x_BLC: Tensor, layer: int) -> State:
@@ -180,15 +194,20 @@ class PrunedTower(nn.Module):
             return learned(state)
         return fold_metric(state) if key_BNM is None else key_BNM
 
+    def final_score(self, state: State, score_BN: Tensor, metric_BNM: Tensor | None) -> Tensor:
+        """Scores (B, N) whose first K are kept, from the scorer's and, where `select` compares patches, `nearness`."""
+        if self.spec.select == "suppress":
+            return suppress(score_BN, metric_BNM)
+        return cover(score_BN, metric_BNM, state.size_BN) if self.spec.select == "cover" else score_BN
+
     def cut(self, state: State, K: int, metric_BNM: Tensor | None, score_BN: Tensor | None) -> tuple[State, Cut]:
         """Score, select, gather or fold at one cut; `score_BN` stands in for the scorer where given."""
         score_BN = self.scorer(state) if score_BN is None else score_BN
-        if self.spec.rest == "fold" or self.spec.select == "suppress":
+        if self.spec.rest == "fold" or self.spec.covers:
             metric_BNM = self.nearness(state, metric_BNM)
         merge_weight = getattr(self.scorer, "merge_weight", None)
         weight_BN = None if merge_weight is None else merge_weight(score_BN)
-        if self.spec.select == "suppress":
-            score_BN = suppress(score_BN, metric_BNM)
+        score_BN = self.final_score(state, score_BN, metric_BNM)
         joins = self.added is not None and state.num_prefix == self.tower.config.num_prefix
         added_BTC = self.added(state, score_BN, K) if joins else None
         return apply_cut(state, rank(score_BN), K, self.spec, metric_BNM, added_BTC, weight_BN)
@@ -208,9 +227,10 @@ class PrunedTower(nn.Module):
             return replace(state, x_BLC=state.block(state.x_BLC, bias_B11L))
         x_BLC, key_BLC = state.block.attend(state.x_BLC, bias_B11L)
         metric_BNM = state.block.mean_head(key_BLC[:, state.num_prefix :])
-        state, cut = self.cut(replace(state, x_BLC=x_BLC), self._K[layer], metric_BNM, None if cuts else score_BN)
+        inside = replace(state, x_BLC=x_BLC, entry_BPC=state.x_BLC[:, : state.num_prefix], key_BLC=key_BLC)
+        state, cut = self.cut(inside, self._K[layer], metric_BNM, None if cuts else score_BN)
         cuts.append(cut)
-        return replace(state, x_BLC=state.block.mlp(state.x_BLC))
+        return replace(state, x_BLC=state.block.mlp(state.x_BLC), entry_BPC=None, key_BLC=None)
 
     def tokens(self, image_BCHW: Tensor, score_BN: Tensor | None = None) -> tuple[State, list[Cut]]:
         """Tokens behind the last block and every cut's record; `score_BN` (golden ranking) rules the first cut."""

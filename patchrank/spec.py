@@ -6,7 +6,8 @@ from patchrank.errors import UserError
 from patchrank.tokens import num_keep
 
 RESTS = ("fold", "drop")
-SELECTS = ("suppress", "topk")
+SELECTS = ("suppress", "cover", "topk")
+"""`cover` and `suppress` compare the patches with each other, `topk` does not."""
 MERGE_NORMS = ("preserve", "mean")
 WHERES = ("before", "inside")
 
@@ -22,7 +23,8 @@ class PruneSpec:
 
     Args: cuts ((layer, keep), ...) with layers rising and `keep` in (0, 1] relative to all N patches, falling or equal;
     where "before" block `layer` or "inside" it, between attention and MLP; rest "fold" or "drop"; select "topk" (the
-    best scores) or "suppress" (scores are priorities of a covering selection); merge_norm "preserve" or "mean";
+    best scores), "suppress" (scores are priorities of a covering selection) or "cover" (scores are log importances of
+    one that weighs likeness by them); merge_norm "preserve" or "mean";
     num_added compensation tokens that join at the first cut.
     Raises: UserError for a value outside its rule.
     """
@@ -53,6 +55,11 @@ class PruneSpec:
             previous_layer, previous_keep = layer, keep
         if self.num_added < 0:
             raise UserError(f"num_added={self.num_added}: must be 0 or more")
+
+    @property
+    def covers(self) -> bool:
+        """Whether the selection compares the patches with each other."""
+        return self.select != "topk"
 
     def check_layers(self, num_layers: int) -> None:
         """Raise UserError if a cut lies outside a tower of `num_layers` blocks."""

@@ -104,6 +104,19 @@ def suppress(priority_BN: Tensor, metric_BNM: Tensor) -> Tensor:
     return -cosine_BNN.masked_fill(~(ahead_BNN | tied_BNN), -2.0).amax(dim=-1)
 
 
+def cover(score_BN: Tensor, metric_BNM: Tensor, size_BN: Tensor | None = None) -> Tensor:
+    """Scores (B, N) of a covering selection by weight: what would be lost if a patch joined the nearest heavier one.
+
+    With the weight w_i = exp(score_i) sqrt(size_i), the result is log w_i + log(1 - max{cos(i, j) : w_j > w_i}); the
+    heaviest patch counts as unlike any other. Equal weights count in index order. Args: score (B, N) float, a log
+    importance; metric (B, N, M) float; size (B, N) float, patches that each one stands for (None: one each).
+    Cost and shapes as `suppress`: one N x N product, a masked maximum, no sequential step.
+    Source: ours (docs/design.md, "covering"); the merging costs of Ward (1963) grow with sizes in the same way.
+    """
+    weight_BN = score_BN if size_BN is None else score_BN + 0.5 * size_BN.log()
+    return weight_BN + (1.0 + suppress(weight_BN, metric_BNM)).clamp_min(1e-6).log()
+
+
 def unfold_tokens(folded_BKC: Tensor, keep_BK: Tensor, rest_BR: Tensor, assign_BR: Tensor) -> Tensor:
     """Give every patch position its token back: kept ones their own, the rest that of their host; (B, K + R, C)."""
     source_BN = torch.cat([keep_BK, rest_BR], dim=1).argsort(dim=1)

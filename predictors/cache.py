@@ -1,15 +1,22 @@
-"""What training needs of the frozen tower, once per image and kept in memory: tokens at the cut, dense features.
+"""What training needs of the frozen tower, once per image, in memory and if wanted on disk: tokens, dense features.
 
 Letters: n images, P prefix tokens, N patches, C width, D feature.
 """
 
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from patchrank.atomic import write_tensors
+from patchrank.checkpoints.weights import weights_hash
 from patchrank.data import Dataset, Item, batches
 from patchrank.errors import UserError
 from patchrank.preprocess import Preprocess
@@ -31,12 +38,6 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-def bytes_per_image(tower: VisionTower) -> int:
-    """Memory of one image in the cache, float32."""
-    config = tower.config
-    return 4 * ((config.num_prefix + config.num_patches) * config.width + config.feature_dim)
 
 
 @torch.no_grad()
@@ -69,16 +70,50 @@ def encode(
     return Tokens(ids, torch.cat(tokens), torch.cat(features), torch.cat(labels))
 
 
+def kept_tokens(
+    folder: Path | None, tower: VisionTower, dataset: Dataset, preprocess: Preprocess, layer: int, *, quiet: bool = True
+) -> Tokens:
+    """`encode`, or what an earlier call with equal weights, images, transform and layer left in `folder`.
+
+    Raises: UserError as `encode`, and for a file that cannot be read.
+    """
+    if folder is None:
+        return encode(tower, dataset, preprocess, layer, quiet=quiet)
+    asked = [weights_hash(tower), layer, preprocess.to_dict(), dataset.name, [item.id for item in dataset.images]]
+    path = folder / f"tokens_{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.safetensors"
+    if not path.is_file():
+        tokens = encode(tower, dataset, preprocess, layer, quiet=quiet)
+        values = {"x": tokens.x_nLC, "feature": tokens.feature_nD, "label": tokens.label_n}
+        write_tensors(path, values, {"ids": json.dumps(tokens.ids)})
+        return tokens
+    try:
+        with safe_open(str(path), "pt", device=str(tower.patch.weight.device)) as file:
+            ids = json.loads(file.metadata()["ids"])
+            return Tokens(ids, *(file.get_tensor(name) for name in ("x", "feature", "label")))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove it, and it is made again") from error
+
+
+def even(items: Sequence[Item]) -> list[Item]:
+    """Items in hash order, the first of every class before the second of any, and so on."""
+    seen: Counter = Counter()
+    turn = {}
+    for item in (ordered := spread(items, None)):
+        turn[item.id] = seen[item.label]
+        seen[item.label] += item.label is not None
+    return sorted(ordered, key=lambda item: turn[item.id])
+
+
 def split_items(
     items: Sequence[Item], limit: int | None, held_out: int, ranked: set[str] | None = None
 ) -> tuple[list[Item], list[Item]]:
-    """Images to train on and images to judge by, disjoint, each spread over the classes, the same in every process.
+    """Images to train on and images to judge by, disjoint, as many of each class as can be, the same in every process.
 
-    The held-out images come first in hash order, so they depend neither on `limit` nor on `ranked`, the ids that
-    training is limited to (None: all).
+    The held-out images come first, so they depend neither on `limit` nor on `ranked`, the ids that training is
+    limited to (None: all).
     Raises: UserError if nothing is left to train on.
     """
-    ordered = spread(items, None)
+    ordered = even(items)
     rest = [item for item in ordered[held_out:] if ranked is None or item.id in ranked]
     if not rest:
         raise UserError(f"--held-out {held_out}: leaves none of the {len(ordered)} images to train on; lower it")

@@ -5,23 +5,22 @@ from torch import Tensor
 
 from patchrank import cli
 from patchrank.atomic import write_json
-from patchrank.checkpoints.weights import weights_hash
 from patchrank.errors import UserError
 from patchrank.loading import LoadedClip, load_clip
 from patchrank.pretrain.draws import sampler
 from patchrank.pruned import PrunedTower
 from patchrank.search.plan import threads
 from predictors import artifact
+from predictors.cache import first
 from predictors.calibration import calibratable
 from predictors.config import CalibrateConfig, check_calibrate
-from predictors.costs import cost_with
 from predictors.fit import Course, Task, fit
 from predictors.judging import judge, pruned_features
-from predictors.losses import feature_distance, feature_error
+from predictors.losses import answer_divergence, feature_distance, feature_error
 from predictors.objective import with_spec
-from predictors.prepare import Images, load_images
+from predictors.prepare import Images, at_budget, load_images
+from predictors.readout import STRENGTHS, ridge_readout, with_readout
 from predictors.reporting import make_report, summary
-from predictors.schedules import within
 
 
 def main(config: CalibrateConfig) -> None:
@@ -37,18 +36,18 @@ def main(config: CalibrateConfig) -> None:
 def calibrate(config: CalibrateConfig, clip: LoadedClip, *, quiet: bool = True) -> PrunedTower:
     """Re-fit a saved pruned tower of this model; write state, log, the calibrated tower and results.json; return it.
 
-    Raises: UserError for a tower of other weights or one that is calibrated already.
+    Raises: UserError for a tower that was made from other weights.
     """
     record = artifact.read_training(config.pruned)
     pruned = artifact.load_pruned(config.pruned, config.device)
-    if record["mode"] != "frozen" or weights_hash(pruned.tower) != clip.weights_hash:
+    if record["source_weights_hash"] != clip.weights_hash:
         raise UserError(
-            f"--pruned {config.pruned}: is {record['mode']}, weights {weights_hash(pruned.tower)[:12]}; must be "
-            f"frozen, with the weights {clip.weights_hash[:12]} of the model: give the --out of predictors.train"
+            f"--pruned {config.pruned}: made from weights {record['source_weights_hash'][:12]}, this model has "
+            f"{clip.weights_hash[:12]}; give the --out of predictors.train for this model"
         )
     if config.macs is not None:
-        cost = cost_with(pruned.scorer, pruned.added, pruned.spec.num_added)
-        pruned = with_spec(pruned, within(pruned.spec, config.macs, pruned.config, cost))
+        pruned = with_spec(pruned, at_budget(pruned, config.macs))
+    source = PrunedTower(clip.tower, pruned.spec, pruned.scorer, pruned.added)
     images = load_images(config, clip, pruned.spec.cuts[0][0], quiet=quiet)
     refitted, small = calibratable(pruned, config.parts)
     course = Course(
@@ -62,7 +61,9 @@ def calibrate(config: CalibrateConfig, clip: LoadedClip, *, quiet: bool = True) 
     found = fit(make_task(config, refitted, small, images), course, config.out, settings, quiet=quiet)
     refitted.eval().requires_grad_(False)
     with torch.no_grad():
-        report = make_report("predictors.calibrate", refitted, pruned, images, found)
+        if config.readout:
+            refitted, found["readout_strength"] = best_readout(config, refitted, images)
+        report = make_report("predictors.calibrate", refitted, source, images, found)
     training = {"training": record["training"], "calibration": config.settings()}
     mode = artifact.save(config.out, refitted, record["rows"], clip.weights_hash, training)
     report = {"mode": mode, "settings": config.settings()} | report
@@ -73,9 +74,23 @@ def calibrate(config: CalibrateConfig, clip: LoadedClip, *, quiet: bool = True) 
     return refitted
 
 
+def best_readout(config: CalibrateConfig, pruned: PrunedTower, images: Images) -> tuple[PrunedTower, float | None]:
+    """The tower with the readout that is best on the judged images, and its strength (None: none helps)."""
+    layer, judged = pruned.spec.cuts[0][0], first(images.held_out, config.judged)
+    feature_nD = pruned_features(pruned, images.train, layer)
+    held_out_nD = pruned_features(pruned, judged, layer)
+    best, found = judge(held_out_nD, judged)["distance"], (pruned, None)
+    for strength in STRENGTHS:
+        map_DD, offset_D = ridge_readout(feature_nD, images.train.feature_nD, strength)
+        distance = judge(held_out_nD @ map_DD.T + offset_D, judged)["distance"]
+        if distance < best:
+            best, found = distance, (with_readout(pruned, map_DD, offset_D), strength)
+    return found
+
+
 def make_task(config: CalibrateConfig, pruned: PrunedTower, small: torch.nn.Module, images: Images) -> Task:
     """Distillation of the dense feature, direction and length, through the true pruned walk at its own spec."""
-    tokens, layer = images.train, pruned.spec.cuts[0][0]
+    tokens, layer, judged = images.train, pruned.spec.cuts[0][0], first(images.held_out, config.judged)
 
     def batch(step: int) -> Tensor:
         return sampler(len(tokens), config.batch_size, config.seed, step)
@@ -84,12 +99,16 @@ def make_task(config: CalibrateConfig, pruned: PrunedTower, small: torch.nn.Modu
         index_B = batch(step)
         feature_BD, dense_BD = pruned.forward_from(tokens.x_nLC[index_B], layer), tokens.feature_nD[index_B]
         distance, error = feature_distance(feature_BD, dense_BD), feature_error(feature_BD, dense_BD)
-        return distance + error, {"distill": distance.item(), "error": error.item()}
+        total, numbers = distance + error, {"distill": distance.item(), "error": error.item()}
+        if config.answers and images.classify is not None:
+            answers = answer_divergence(images.classify(feature_BD), images.classify(dense_BD))
+            total, numbers = total + config.answers * answers, numbers | {"answers": answers.item()}
+        return total, numbers
 
     return Task(
         learned=small,
         loss=loss,
-        judge=lambda: judge(pruned_features(pruned, images.held_out, layer), images.held_out, images.classify),
+        judge=lambda: judge(pruned_features(pruned, judged, layer), judged, images.classify),
         batch_name=lambda step: ", ".join(tokens.ids[i] for i in batch(step)[:4].tolist()) + ", ...",
     )
 

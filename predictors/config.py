@@ -28,6 +28,12 @@ class Common:
     """Images to train on, spread over the classes; they stay in memory as tokens. None: all."""
     held_out: int = 200
     """Images of the same split to judge by, never trained on; the same ones for every --limit."""
+    views: bool = False
+    """Train on a random crop of each image, for towers that were trained on these images and know them."""
+    judged: int = 200
+    """How many of these the judgements during the run look at; the report looks at all."""
+    cache: Path | None = None
+    """Folder that keeps the tokens of these images for other runs; without it they live in memory only."""
     num_steps: int = 150
     """Steps of the whole run."""
     batch_size: int = 16
@@ -45,7 +51,7 @@ class Common:
 
     def settings(self) -> dict[str, Any]:
         """What must not change within a run, as JSON values."""
-        free = ("out", "data_root", "device", "table", "table_keep")
+        free = ("out", "data_root", "device", "cache", "table", "table_keep")
         values = {name: value for name, value in asdict(self).items() if name not in free}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
@@ -68,16 +74,22 @@ class TrainConfig(Common):
     """Blocks that run before the one cut of --keep; without it a quarter of the depth."""
     rest: str = "fold"
     """What becomes of the patches that are not kept: "fold" or "drop" (the papers)."""
-    select: str = "suppress"
-    """What the scores are: priorities of a covering selection ("suppress") or the ranking itself ("topk")."""
-    keep_range: tuple[float, float] = (0.3, 0.8)
-    """Keep ratios behind the last cut that training draws from; one model serves them all."""
+    select: str = "cover"
+    """What the scores are: log importances of a covering selection ("cover"), its priorities ("suppress"), or the
+    ranking itself ("topk")."""
+    keep_range: tuple[float, float] | None = None
+    """Keep ratios behind the last cut that training draws from, one model serves them all; without it from half to
+    twice what the budget leaves there."""
     scorer: str = "mlp"
     """Row of PREDICTORS: linear, mlp, mixer (one cut only), text-similarity."""
+    hidden: int | None = None
+    """Width of the hidden layer of --scorer mlp; without it a quarter of the tower's. Its MACs count in the budget."""
     metric_dim: int | None = None
     """Channels of a learned fold metric that comes with the scorer; 0: the block's keys decide about nearness; without
-    it as many as the keys of a head where nearness matters and --loss reads features."""
-    weighted: bool = False
+    it three eighths of a head's where nearness matters and --loss reads features."""
+    salient: bool = True
+    """Let the scorer see how much the class token attends to each patch, where there is one: one row of queries."""
+    weighted: bool = True
     """Let patches count by their score in a merged token, by a learned amount; without it all count alike."""
     added: str | None = None
     """Compensation tokens, trained along: static or summary; without it none."""
@@ -106,11 +118,17 @@ class CalibrateConfig(Common):
     """Re-fit LayerNorms and biases behind the cut to pruned tokens, by the unpruned tower's features; no labels."""
 
     pruned: Path = Path("out/train")
-    """Folder that `predictors.train` wrote; its result stays as it is."""
+    """Folder that `predictors.train` wrote, or a calibration to go on from; what it holds stays as it is."""
     macs: float | None = None
     """Another budget for the same scorer and cuts, a share of the dense MACs; without it the one it was trained for."""
     parts: str = "biases"
     """What is re-fitted: "norms", or "biases" (norms and all biases)."""
+    readout: bool = False
+    """End with a ridge regression to the unpruned features, folded into the projection: one more, of the class row,
+    where the tower has none."""
+    answers: float = 0.0
+    """Weight of the divergence from the unpruned tower's answers, where the model has classes for these images; 0: only
+    features count. No labels either way."""
     lr: float = 1e-3
     """Peak learning rate."""
     weight_decay: float = 0.0
@@ -130,7 +148,7 @@ def check_common(config: Common) -> None:
     """Check all that needs neither model nor data. Raises: UserError."""
     if config.data not in CATALOG:
         raise UserError(f"--data {config.data}: unknown; choose one of {', '.join(CATALOG)}")
-    _at_least(config, ("limit", "held_out", "num_steps", "batch_size", "save_every", "threads"), 1)
+    _at_least(config, ("limit", "held_out", "judged", "num_steps", "batch_size", "save_every", "threads"), 1)
     _at_least(config, ("patience", "seed"), 0)
     if not config.lr > 0:
         raise UserError(f"--lr {config.lr:g}: must be positive")
@@ -150,7 +168,9 @@ def check_train(config: TrainConfig) -> None:
         if value not in known:
             raise UserError(f"--{flag} {value}: unknown; choose one of {', '.join(known)}")
     _at_least(config, ("metric_dim", "table"), 0)
-    _at_least(config, ("num_added",), 1)
+    _at_least(config, ("num_added", "hidden"), 1)
+    if config.hidden is not None and config.scorer != "mlp":
+        raise UserError(f"--hidden {config.hidden}: belongs to --scorer mlp, not {config.scorer}; leave it out")
     if not config.noise >= 0:
         raise UserError(f"--noise {config.noise:g}: must not be negative")
     weights = parse_weights(config.loss)
@@ -167,5 +187,7 @@ def check_train(config: TrainConfig) -> None:
 def check_calibrate(config: CalibrateConfig) -> None:
     """Check a calibration's flags. Raises: UserError."""
     check_common(config)
+    if not config.answers >= 0:
+        raise UserError(f"--answers {config.answers:g}: must not be negative")
     if config.parts not in PARTS:
         raise UserError(f"--parts {config.parts}: unknown; choose one of {', '.join(PARTS)}")

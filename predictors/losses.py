@@ -63,6 +63,11 @@ def feature_error(feature_BD: Tensor, dense_BD: Tensor) -> Tensor:
     return 0.5 * (error_B / dense_BD.float().square().sum(-1).clamp_min(1e-12)).mean()
 
 
+def answer_divergence(logits_BY: Tensor, dense_BY: Tensor) -> Tensor:
+    """KL divergence in nats from the unpruned tower's answers to the pruned one's, both logits (B, Y)."""
+    return F.kl_div(logits_BY.log_softmax(-1), dense_BY.log_softmax(-1), reduction="batchmean", log_target=True)
+
+
 GOLDEN_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "bce": soft_bce,
     "listwise": listwise,

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from patchrank.pretrain.draws import generator, sampler
 from patchrank.pruned import PrunedTower, start_state
 from patchrank.spec import PruneSpec
+from predictors.cache import first
 from predictors.config import TrainConfig
 from predictors.fit import Task
 from predictors.judging import judge, pruned_features
@@ -29,7 +30,7 @@ def make_task(
     counts: tuple[int, int],
 ) -> Task:
     """The training of `pruned.scorer` and `pruned.added` at keep counts drawn from `counts`; judged at its own spec."""
-    tokens, layer = images.train, pruned.spec.cuts[0][0]
+    tokens, layer, judged = images.train, pruned.spec.cuts[0][0], first(images.held_out, config.judged)
     weights = parse_weights(config.loss)
 
     def batch(step: int) -> Tensor:
@@ -58,7 +59,7 @@ def make_task(
 
     @torch.no_grad()
     def held_out() -> dict[str, float]:
-        return judge(pruned_features(pruned, images.held_out, layer), images.held_out, images.classify)
+        return judge(pruned_features(pruned, judged, layer), judged, images.classify)
 
     return Task(
         learned=learned,

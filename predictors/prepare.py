@@ -9,11 +9,15 @@ from patchrank.data import load_dataset
 from patchrank.errors import UserError
 from patchrank.loading import LoadedClip
 from patchrank.presets import Cost, resolve_spec
+from patchrank.pruned import PrunedTower
 from patchrank.search.store import RankingMismatch, RankingStore, open_store
 from patchrank.spec import PruneSpec, parse_cuts
 from patchrank.tower import TowerConfig
-from predictors.cache import Tokens, encode, part, split_items
+from predictors.cache import Tokens, kept_tokens, part, split_items
 from predictors.config import Common, TrainConfig
+from predictors.costs import cost_with
+from predictors.schedules import within
+from predictors.views import viewed
 
 _DEFAULT_MACS = 0.7
 
@@ -37,8 +41,11 @@ def load_images(
     dataset = load_dataset(config.data, root=config.data_root, split=config.split)
     ranked = None if store is None else set(store.ids)
     train, held_out = split_items(dataset.images, config.limit, config.held_out, ranked)
-    judged = encode(clip.tower, part(dataset, held_out), clip.preprocess, layer, quiet=quiet)
-    tokens = encode(clip.tower, part(dataset, train), clip.preprocess, layer, quiet=quiet)
+    seen = viewed(dataset, config.seed) if config.views else dataset
+    judged, tokens = (
+        kept_tokens(config.cache, clip.tower, part(source, items), clip.preprocess, layer, quiet=quiet)
+        for source, items in ((dataset, held_out), (seen, train))
+    )
     if len(tokens) < config.batch_size:
         raise UserError(f"--batch-size {config.batch_size}: there are {len(tokens)} images to train on; lower it")
     try:
@@ -66,6 +73,21 @@ def train_spec(config: TrainConfig, tower_config: TowerConfig, cost: Cost) -> Pr
     if config.scorer == "mixer" and len(spec.cuts) > 1:
         raise UserError("--scorer mixer: serves one cut only; give --keep, or choose linear or mlp")
     return replace(spec, select=config.select, num_added=config.num_added if config.added else 0)
+
+
+def range_around(spec: PruneSpec) -> tuple[float, float]:
+    """Keep ratios from half to twice what the last cut leaves, at most 0.9 or what it leaves."""
+    last = spec.cuts[-1][1]
+    return last / 2, max(last, min(2 * last, 0.9))
+
+
+def at_budget(pruned: PrunedTower, macs: float) -> PruneSpec:
+    """The spec of the same parts at another share of the dense MACs.
+
+    Raises: UserError for a share that its cuts cannot reach.
+    """
+    cost = cost_with(pruned.scorer, pruned.added, pruned.spec.num_added)
+    return within(pruned.spec, macs, pruned.config, cost)
 
 
 def load_store(config: TrainConfig, clip: LoadedClip, spec: PruneSpec) -> RankingStore | None:

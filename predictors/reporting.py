@@ -1,6 +1,7 @@
 """What a run reports: JSON of numbers with where they come from, one summary line, and the table of rivals."""
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
 
 from patchrank.macs import dense_macs
@@ -8,6 +9,7 @@ from patchrank.provenance import command, machine, versions
 from patchrank.pruned import PrunedTower
 from patchrank.scorers import PositionPrior, mean_rank_prior
 from patchrank.search.store import RankingStore
+from patchrank.spec import PruneSpec
 from patchrank.tokens import num_keep
 from predictors.cache import first
 from predictors.config import TrainConfig
@@ -48,6 +50,11 @@ def summary(report: dict[str, Any]) -> str:
     return f"{text} on {report['num_held_out']} held-out images at {report['macs_share']:.3f} of the dense MACs"
 
 
+def without_training(spec: PruneSpec) -> PruneSpec:
+    """The same cuts for scorers that need no training: their scores are priorities, no log importances."""
+    return replace(spec, select="suppress" if spec.select == "cover" else spec.select, num_added=0)
+
+
 def closing_table(
     config: TrainConfig, pruned: PrunedTower, images: Images, store: RankingStore | None = None
 ) -> list[Row]:
@@ -56,10 +63,16 @@ def closing_table(
     With a store, the mean-rank prior of its golden orders stands among the rivals.
     """
     tower, config_of = pruned.tower, pruned.config
-    scorers = {"trained": pruned.scorer} | rivals(tower)
+    scorers = rivals(tower)
     if store is not None:
         scorers["mean-rank"] = PositionPrior(mean_rank_prior(store.order_BN))
-    methods = {name: lambda spec, scorer=scorer: PrunedTower(tower, spec, scorer) for name, scorer in scorers.items()}
+    methods: dict[str, Callable[[PruneSpec], PrunedTower]] = {
+        "trained": lambda spec: PrunedTower(tower, replace(spec, num_added=0), pruned.scorer)
+    }
+    methods |= {
+        name: lambda spec, scorer=scorer: PrunedTower(tower, without_training(spec), scorer)
+        for name, scorer in scorers.items()
+    }
     if pruned.added is not None:
         methods["trained + tokens"] = lambda spec: PrunedTower(tower, spec, pruned.scorer, pruned.added)
     num_patches = config_of.num_patches

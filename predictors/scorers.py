@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from patchrank.linear import Linear
 from patchrank.pruned import State
-from patchrank.tower import Block
+from patchrank.salient import POWER, SHARPNESS, class_share
 
 _START = 0.02
 """Scale of the first output weights: training starts near the random prior, the best of the untrained priorities."""
@@ -44,11 +44,21 @@ class LearnedScorer(nn.Module):
     """What all learned scorers share: their grid and, if wanted, a fold metric and merge weights of their own.
 
     Args: grid (rows, columns); width C; has_class: whether token 0 is a class token; metric_dim M, 0 for none;
-    weighted: let a patch count exp(b z) in a merged token, z its standardised score, b learned, 0 at first.
+    weighted: let a patch count exp(b z) in a merged token, z its standardised score, b learned (0 at first, more with
+    salient); salient: add the class token's attention to the score, a log times a learned power (one row of queries,
+    fused attention stays on); start: scale of the first scores, where their scale matters (`cover`).
     """
 
     def __init__(
-        self, grid: tuple[int, int], *, width: int, has_class: bool = True, metric_dim: int = 0, weighted: bool = False
+        self,
+        grid: tuple[int, int],
+        *,
+        width: int,
+        has_class: bool = True,
+        metric_dim: int = 0,
+        weighted: bool = False,
+        salient: bool = False,
+        start: float = 1.0,
     ) -> None:
         super().__init__()
         self.num_patches = grid[0] * grid[1]
@@ -56,7 +66,15 @@ class LearnedScorer(nn.Module):
         self.has_class = has_class
         self.metric_dim = metric_dim
         self.project = Linear(width, metric_dim) if metric_dim else None
-        self.sharpness = nn.Parameter(torch.zeros(())) if weighted else None
+        self.sharpness = nn.Parameter(torch.tensor(SHARPNESS if salient else 0.0)) if weighted else None
+        self.power = nn.Parameter(torch.tensor(POWER)) if salient else None
+        self.start = start
+
+    def saliency(self, state: State) -> Tensor | float:
+        """What `salient` adds to the score, (B, N); 0 without it."""
+        if self.power is None:
+            return 0.0
+        return self.power * class_share(state).clamp_min(1e-8).log()
 
     @property
     def metric(self):
@@ -75,24 +93,18 @@ class LearnedScorer(nn.Module):
         return self.project(normalised(state.patches_BNC))
 
     @torch.no_grad()
-    def start_from_keys(self, block: Block) -> None:
-        """Let the metric begin as the keys of a block, mean over heads, in as many directions as it has.
-
-        With `metric_dim` >= C / H all cosines equal those of the keys; with less, the strongest directions remain.
-        """
+    def start_from_tokens(self, x_BNC: Tensor) -> None:
+        """Let the metric begin as the strongest directions of normalised tokens (B, N, C), uncentred."""
         if self.project is None:
             return
-        width = self.width
-        weight_CC, norm = block.qkv.weight[width : 2 * width], block.norm1
-        bias_C = torch.zeros_like(norm.bias) if block.qkv.bias is None else block.qkv.bias[width : 2 * width]
-        shifted_C = (bias_C + weight_CC @ norm.bias).unflatten(0, (block.num_heads, -1)).mean(0)
-        mean_MC = (weight_CC * norm.weight).unflatten(0, (block.num_heads, -1)).mean(0)
-        turn_MM = torch.linalg.svd(torch.cat([mean_MC, shifted_C.unsqueeze(1)], dim=1)).U.mT[: self.metric_dim]
-        self.project.weight.zero_()[: len(turn_MM)] = turn_MM @ mean_MC
-        self.project.bias.zero_()[: len(turn_MM)] = turn_MM @ shifted_C
+        unit_BNC = F.normalize(normalised(x_BNC), dim=-1)
+        direction_CC = torch.linalg.eigh(torch.einsum("bnc,bnd->cd", unit_BNC, unit_BNC)).eigenvectors.flip(1)
+        self.project.weight.zero_()[: self.width].copy_(direction_CC[:, : self.metric_dim].T)
+        self.project.bias.zero_()
 
     def macs(self, num_patches: int) -> int:
-        """Multiply-accumulates of one call on `num_patches` patches, without the metric (`cut_macs` counts it)."""
+        """Multiply-accumulates of one call on `num_patches` patches, without the metric (`cut_macs` counts it) and the
+        class attention (`patchrank.salient.share_macs`)."""
         raise NotImplementedError
 
 
@@ -102,12 +114,12 @@ class LinearScorer(LearnedScorer):
     def __init__(self, grid: tuple[int, int], **shared) -> None:
         super().__init__(grid, **shared)
         self.out = Linear(self.width, 1)
-        nn.init.normal_(self.out.weight, std=_START)
-        self.prior_G = nn.Parameter(torch.randn(self.num_patches))
+        nn.init.normal_(self.out.weight, std=_START * self.start)
+        self.prior_G = nn.Parameter(self.start * torch.randn(self.num_patches))
 
     def forward(self, state: State) -> Tensor:
         score_BN = self.out(normalised(state.patches_BNC)).squeeze(-1)
-        return (score_BN + self.prior_G[state.position_BN]).float()
+        return (score_BN + self.prior_G[state.position_BN] + self.saliency(state)).float()
 
     def macs(self, num_patches: int) -> int:
         return num_patches * self.width
@@ -126,8 +138,8 @@ class MlpScorer(LearnedScorer):
         self.mean = Linear(self.width, self.hidden, bias=False)
         self.token = Linear(self.width, self.hidden, bias=False) if self.has_class else None
         self.out = Linear(self.hidden, 1)
-        nn.init.normal_(self.out.weight, std=_START)
-        self.prior_G = nn.Parameter(torch.randn(self.num_patches))
+        nn.init.normal_(self.out.weight, std=_START * self.start)
+        self.prior_G = nn.Parameter(self.start * torch.randn(self.num_patches))
 
     def forward(self, state: State) -> Tensor:
         x_BLC = normalised(state.x_BLC)
@@ -136,7 +148,7 @@ class MlpScorer(LearnedScorer):
         if self.token is not None:
             hidden_BNH = hidden_BNH + self.token(x_BLC[:, :1])
         score_BN = self.out(F.gelu(hidden_BNH)).squeeze(-1)
-        return (score_BN + self.prior_G[state.position_BN]).float()
+        return (score_BN + self.prior_G[state.position_BN] + self.saliency(state)).float()
 
     def macs(self, num_patches: int) -> int:
         context = 1 + self.has_class
@@ -167,7 +179,7 @@ class MixerScorer(LearnedScorer):
         x_BNC = F.adaptive_avg_pool1d(normalised(state.patches_BNC), self.channels)
         x_BNC = x_BNC + F.gelu(self.norm_channels(self.mix_channels(x_BNC)))
         x_BCN = x_BNC.mT + F.gelu(self.norm_patches(self.mix_patches(x_BNC.mT)))
-        return x_BCN.mean(1).float()
+        return (x_BCN.mean(1) + self.saliency(state)).float()
 
     def macs(self, num_patches: int) -> int:
         return num_patches * self.channels**2 + self.channels * num_patches**2
@@ -184,7 +196,7 @@ class TextSimilarityScorer(LearnedScorer):
         super().__init__(grid, **shared)
         self.map = Linear(self.width, feature_dim)
         self.register_buffer("class_DY", torch.zeros(feature_dim, num_classes))
-        self.prior_G = nn.Parameter(torch.randn(self.num_patches))
+        self.prior_G = nn.Parameter(self.start * torch.randn(self.num_patches))
 
     @torch.no_grad()
     def start_from(self, tower: nn.Module, class_DY: Tensor) -> "TextSimilarityScorer":
@@ -201,7 +213,7 @@ class TextSimilarityScorer(LearnedScorer):
     def forward(self, state: State) -> Tensor:
         feature_BND = F.normalize(self.map(normalised(state.patches_BNC)), dim=-1)
         score_BN = (feature_BND @ self.class_DY).amax(-1)
-        return (score_BN + self.prior_G[state.position_BN]).float()
+        return (score_BN + self.prior_G[state.position_BN] + self.saliency(state)).float()
 
     def macs(self, num_patches: int) -> int:
         return num_patches * self.class_DY.shape[0] * (self.width + self.class_DY.shape[1])

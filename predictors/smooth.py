@@ -1,13 +1,15 @@
 """The pruned walk with gates: the same features at real keep sets, and a gradient to every score.
 
-Every patch stays in the sequence with a gate, 1 if it is kept and almost 0 if not; its weight as an attention key is
-multiplied by the gate, and under fold the share 1 - gate of its content moves to its nearest kept patch. The gates
+Every patch has a gate, 1 if it is kept and almost 0 if not; its weight as an attention key is multiplied by the gate,
+and under fold the share 1 - gate of its content moves to its nearest kept patch. A patch that is gone stays in the
+sequence until the next cut (behind the last one to the end), so a score sees what its patch would have been worth up
+to the next decision, and several cuts cost little more than the true walk. The gates
 take their values from the hard selection and their gradient from the standardised scores (straight-through, Bengio et
 al. 2013), so the forward pass is what inference does and cannot be escaped by half-open gates. The batched form, with
 several cuts, of `patchrank.search.gates`.
 
 Letters: B batch, P prefix tokens, A patches alive before a cut, K kept, S patches in the sequence (alive first, then
-those that went), C width, M metric channels.
+those that went at the last cut), C width, M metric channels.
 """
 
 from dataclasses import dataclass
@@ -17,11 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchrank.pruned import PrunedTower, State
-from patchrank.tokens import gather_tokens, rank, suppress
+from patchrank.tokens import gather_tokens, rank
 from predictors.scorers import standardise
 
-_CLOSED = 1e-4
+_CLOSED = 1e-6
 """Gate of a patch that is gone: its weight is lost in rounding, its gradient is not."""
+_WIDTH = 0.5
+"""Width of the band of scores, in standard deviations, in which a patch may still change sides."""
 _SOFTNESS = 0.1
 """Temperature on the cosine of the soft assignment that lends its gradient to a learned metric."""
 
@@ -41,6 +45,25 @@ class Perturb:
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     """Value of `hard`, gradient of `soft`."""
     return hard + (soft - soft.detach())
+
+
+def gates(score_BA: Tensor, K: int, slope: float = 1.0) -> Tensor:
+    """Hard gates (B, A) of falling scores (B, A): 1 for the first K, almost 0 for the others, with a slope in between.
+
+    The slope is that of a sigmoid around the threshold between rank K and K + 1, in standard deviations, less its mean:
+    what lifts all scores alike changes no set. Args: slope, a factor on it; 0: no gradient through the selection.
+    """
+    hard_A = torch.full_like(score_BA[0], _CLOSED)
+    hard_A[:K] = 1.0
+    if not score_BA.requires_grad or score_BA.shape[1] == K:
+        return hard_A.expand_as(score_BA)
+    with torch.no_grad():
+        scale_B1 = score_BA.std(-1, keepdim=True).clamp_min(1e-6) * _WIDTH
+        threshold_B1 = score_BA[:, K - 1 : K + 1].mean(-1, keepdim=True)
+        open_BA = ((score_BA - threshold_B1) / scale_B1).sigmoid()
+        slope_BA = open_BA * (1 - open_BA)
+    mean_B1 = (slope_BA * score_BA).sum(-1, keepdim=True) / slope_BA.sum(-1, keepdim=True).clamp_min(1e-6)
+    return straight_through(hard_A.expand_as(score_BA), slope * slope_BA * (score_BA - mean_B1) / scale_B1)
 
 
 def host_weights(metric_BAM: Tensor, K: int) -> Tensor:
@@ -102,35 +125,43 @@ class _Walk:
         return self.key_weights().log()[:, None, None, :]
 
 
-def _state(pruned: PrunedTower, walk: _Walk, layer: int, folded: bool) -> State:
-    """What a scorer may see: the patches that are alive."""
+def _state(pruned: PrunedTower, walk: _Walk, layer: int, folded: bool, inside: dict[str, Tensor]) -> State:
+    """What a scorer may see: the patches that are alive. Args: inside, fields that a cut inside a block adds."""
+    num_tokens = walk.num_prefix + walk.num_alive
     return State(
-        x_BLC=walk.x_BLC[:, : walk.num_prefix + walk.num_alive],
+        x_BLC=walk.x_BLC[:, :num_tokens],
         num_prefix=walk.num_prefix,
         position_BN=walk.position_BA,
         size_BN=walk.size_BA if folded else None,
         block=pruned.tower.blocks[layer],
         grid=pruned.config.grid,
+        **inside,
     )
 
 
-def _cut(pruned: PrunedTower, walk: _Walk, layer: int, K: int, key_BAM, perturb: Perturb | None, scores: list) -> _Walk:
+def _cut(
+    pruned: PrunedTower,
+    walk: _Walk,
+    layer: int,
+    K: int,
+    perturb: Perturb | None,
+    scores: list,
+    inside: dict[str, Tensor],
+) -> _Walk:
     """One cut: alive patches in score order, the first K open, the others closed."""
     spec, first = pruned.spec, not scores
-    state = _state(pruned, walk, layer, folded=spec.rest == "fold" and not first)
+    state = _state(pruned, walk, layer, spec.rest == "fold" and not first, inside)
+    key_BAM = None if state.key_BLC is None else state.block.mean_head(state.key_BLC[:, state.num_prefix :])
     raw_BA = pruned.scorer(state)
     scores.append(raw_BA)
-    score_BA = standardise(raw_BA)
-    metric_BAM = pruned.nearness(state, key_BAM) if spec.rest == "fold" or spec.select == "suppress" else None
-    chosen_BA = score_BA.detach() if perturb is None else perturb(score_BA.detach())
-    soft_BA = score_BA
-    if spec.select == "suppress":
-        chosen_BA = suppress(chosen_BA, metric_BAM)
-        soft_BA = score_BA + standardise(chosen_BA)  # a learned metric decides too: its cosines get the same gradient
-    order_BA = rank(chosen_BA.detach())
-    hard_A = torch.full_like(score_BA[0], _CLOSED)
-    hard_A[:K] = 1.0
-    gate_BA = straight_through(hard_A.expand_as(score_BA), soft_BA.gather(1, order_BA))
+    metric_BAM = pruned.nearness(state, key_BAM) if spec.rest == "fold" or spec.covers else None
+    seen_BA = raw_BA if spec.select == "cover" else standardise(raw_BA)
+    chosen_BA = seen_BA if perturb is None else perturb(seen_BA)
+    final_BA = pruned.final_score(state, chosen_BA, metric_BAM)
+    order_BA = rank(final_BA.detach())
+    # A priority moves no score by itself: it says who of two like patches goes, so it gets the slope of its own patch.
+    sloped_BA = standardise(final_BA) + chosen_BA if spec.select == "suppress" else final_BA
+    gate_BA = gates(sloped_BA.gather(1, order_BA), K)
     x_BAC, size_BA = gather_tokens(state.patches_BNC, order_BA), walk.size_BA.gather(1, order_BA)
     weight_BA = gate_BA
     if spec.rest == "fold":
@@ -140,15 +171,14 @@ def _cut(pruned: PrunedTower, walk: _Walk, layer: int, K: int, key_BAM, perturb:
         x_BAC, size_BA = gated_fold(x_BAC, size_BA, gate_BA, host_BAK, spec.merge_norm, share_BA)
         weight_BA = gate_BA * size_BA
     joins = pruned.added is not None and first
-    added_BTC = pruned.added(state, chosen_BA.detach(), K) if joins else walk.x_BLC[:, :0]
-    gone_BGC = walk.x_BLC[:, walk.num_prefix + walk.num_alive :]
+    added_BTC = pruned.added(state, final_BA.detach(), K) if joins else walk.x_BLC[:, :0]
     return _Walk(
-        x_BLC=torch.cat([walk.x_BLC[:, : walk.num_prefix], added_BTC, x_BAC, gone_BGC], dim=1),
+        x_BLC=torch.cat([walk.x_BLC[:, : walk.num_prefix], added_BTC, x_BAC], dim=1),
         num_prefix=walk.num_prefix + added_BTC.shape[1],
         num_alive=K,
         position_BA=walk.position_BA.gather(1, order_BA)[:, :K],
         size_BA=size_BA[:, :K],
-        weight_BS=torch.cat([weight_BA, walk.weight_BS[:, walk.num_alive :]], dim=1),
+        weight_BS=weight_BA,
     )
 
 
@@ -158,7 +188,7 @@ def smooth_features(
     """Feature (B, D) of unpruned tokens (B, P + N, C) before block `layer`, and the raw scores (B, A) of every cut.
 
     Without `perturb` the feature is `pruned.forward_from(x_BLC, layer)` up to the rounding of closed gates; it is
-    differentiable in the scorer, its metric and the added tokens. All N patches stay in the sequence to the end.
+    differentiable in the scorer, its metric and the added tokens.
     """
     tower, spec = pruned.tower, pruned.spec
     counts = dict(spec.counts(pruned.config.num_patches))
@@ -169,13 +199,13 @@ def smooth_features(
     scores: list[Tensor] = []
     for place in range(layer, max(counts) + 1):
         if place in counts and spec.where == "before":
-            walk = _cut(pruned, walk, place, counts[place], None, perturb, scores)
+            walk = _cut(pruned, walk, place, counts[place], perturb, scores, {})
         if place == max(counts) and spec.where == "before":
             return tower.finish(walk.x_BLC, place, walk.key_weights(), walk.num_prefix), scores
-        block = tower.blocks[place]
+        block, entry_BPC = tower.blocks[place], walk.x_BLC[:, : walk.num_prefix]
         walk.x_BLC, key_BLC = block.attend(walk.x_BLC, walk.bias())
         if place in counts and spec.where == "inside":
-            key_BAM = block.mean_head(key_BLC[:, walk.num_prefix : walk.num_prefix + walk.num_alive])
-            walk = _cut(pruned, walk, place, counts[place], key_BAM, perturb, scores)
+            inside = {"entry_BPC": entry_BPC, "key_BLC": key_BLC[:, : walk.num_prefix + walk.num_alive]}
+            walk = _cut(pruned, walk, place, counts[place], perturb, scores, inside)
         walk.x_BLC = block.mlp(walk.x_BLC)
     return tower.finish(walk.x_BLC, max(counts) + 1, walk.key_weights(), walk.num_prefix), scores

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from patchrank.errors import UserError
+from patchrank.salient import Salient
 from patchrank.saving import Builders
 from patchrank.scorers import SCORERS
 from patchrank.tower import TowerConfig
@@ -22,7 +23,7 @@ PREDICTORS: dict[str, type[nn.Module]] = {
 }
 COMPENSATION: dict[str, type[nn.Module]] = {"static": StaticTokens, "summary": SummaryTokens}
 
-BUILDERS: Builders = {**SCORERS, **PREDICTORS, **COMPENSATION}
+BUILDERS: Builders = {**SCORERS, "salient": lambda grid, **options: Salient(**options), **PREDICTORS, **COMPENSATION}
 """Every row that a saved tower may name: (grid, **options) -> scorer, or module of added tokens."""
 
 

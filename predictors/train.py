@@ -1,7 +1,5 @@
 """`python -m predictors.train`: a scorer (and metric, and added tokens) for a frozen tower, saved with the tower."""
 
-from dataclasses import replace
-
 import torch
 
 from patchrank import cli
@@ -12,15 +10,18 @@ from patchrank.pruned import PrunedTower
 from patchrank.scorers import SCORERS
 from patchrank.search.plan import threads
 from predictors import artifact
-from predictors.building import build_parts
+from predictors.building import build_parts, start_metric
 from predictors.config import TrainConfig, check_train
 from predictors.costs import cost_with
 from predictors.fit import Course, fit
 from predictors.judging import text_table
 from predictors.objective import make_task
-from predictors.prepare import golden_scores, load_images, load_store, train_spec
-from predictors.reporting import closing_table, make_report, rows_of, summary
+from predictors.prepare import golden_scores, load_images, load_store, range_around, train_spec
+from predictors.reporting import closing_table, make_report, rows_of, summary, without_training
 from predictors.schedules import check_range
+
+_FEW = 32
+"""Images that a metric starts from."""
 
 
 def main(config: TrainConfig) -> None:
@@ -35,15 +36,15 @@ def train(config: TrainConfig, clip: LoadedClip, *, quiet: bool = True) -> Prune
 
     Raises: UserError for flags that do not fit the model or the data.
     """
-    counts = check_range(config.keep_range, clip.tower.config.num_patches)
     parts = build_parts(config, clip)
     num_added = config.num_added if config.added else 0
     spec = train_spec(config, clip.tower.config, cost_with(parts.scorer, parts.added, num_added))
-    parts.scorer.start_from_keys(clip.tower.blocks[spec.cuts[0][0]])
+    counts = check_range(config.keep_range or range_around(spec), clip.tower.config.num_patches)
     store = load_store(config, clip, spec)
     images = load_images(config, clip, spec.cuts[0][0], store, quiet=quiet)
+    start_metric(parts.scorer, clip.tower, spec, images.train.x_nLC[:_FEW])
     pruned = PrunedTower(clip.tower, spec, parts.scorer, parts.added)
-    plain = replace(train_spec(config, clip.tower.config, pruned_macs), num_added=0)
+    plain = without_training(train_spec(config, clip.tower.config, pruned_macs))
     untrained = PrunedTower(clip.tower, plain, SCORERS["random"](clip.tower.config.grid))
     task = make_task(config, pruned, parts.learned, images, golden_scores(store, images.train), counts)
     course = Course(

@@ -229,7 +229,8 @@ def test_weights_of_the_image_tower_are_frozen_and_nothing_else() -> None:
 def test_scorer_by_name_callable_or_module(images: Tensor) -> None:
     model = open_clip_model()
     default = patchrank.apply(model, keep=0.5).encode_image(images)
-    assert torch.equal(patchrank.apply(model, keep=0.5, scorer="random").encode_image(images), default)
+    assert torch.equal(patchrank.apply(model, keep=0.5, scorer="salient").encode_image(images), default)
+    assert gap(patchrank.apply(model, keep=0.5, scorer="random").encode_image(images), default) > 1e-3
     assert gap(patchrank.apply(model, keep=0.5, scorer="token-norm").encode_image(images), default) > 1e-3
     own = patchrank.apply(model, keep=0.5, scorer=lambda state: state.patches_BNC[..., 0])
     assert gap(own.encode_image(images), default) > 1e-3

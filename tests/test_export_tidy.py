@@ -6,11 +6,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from export.half import to_float16
 from export.operators import check_operators
-from export.parity import open_session
 from export.precision import convert, selection_nodes
+from export.runtimes import open_session
 from export.tidy import strip, tidy
 from export.weights_file import WeightsFile
 from patchrank.errors import UserError
@@ -129,6 +130,52 @@ def test_keys_are_transposed_without_reshapes() -> None:
     model = tidy(model)
     assert kinds(model) == ["Transpose"]
     assert np.array_equal(run(model, k=k)[0], k.transpose(0, 1, 3, 2))
+
+
+GELU = """
+g (float[batch, 5] x) => (float[batch, 5] y)
+{
+  scaled = Div(x, root)
+  e = Erf(scaled)
+  shifted = Add(e, one)
+  halved = Mul(half, shifted)
+  y = Mul(x, halved)
+}
+"""
+
+
+def test_gelu_gets_the_form_that_runtimes_fuse_bit_by_bit() -> None:
+    root, one, half = (np.float32(value).reshape(()) for value in (2**0.5, 1.0, 0.5))
+    x = 3 * array(7, 5)
+    plain, model = (model_of(GELU, root=root, one=one, half=half) for _ in range(2))
+    model = tidy(model)
+    before, after = (ReferenceEvaluator(form).run(None, {"x": x})[0] for form in (plain, model))
+    assert np.array_equal(after, before)
+    np.testing.assert_allclose(run(model, x=x)[0], before, atol=1e-6)
+    product, last = model.graph.node[-2:]
+    assert (list(product.input), list(last.input)) == (["x", "shifted"], ["halved", "half"])
+    other = tidy(model_of(GELU, root=root, one=one, half=np.float32(0.3).reshape(())))
+    assert list(other.graph.node[-1].input) == ["x", "halved"], "only halving is exact"
+
+
+def test_slices_and_transposes_of_weights_are_stored() -> None:
+    model = model_of(
+        """
+        g (float[batch, 4] x) => (float[batch, 2] y)
+        {
+          rows = Slice(w, one, three, zero, one)
+          columns = Transpose<perm = [1, 0]>(rows)
+          y = MatMul(x, columns)
+        }
+        """,
+        w=array(6, 4), zero=ints(0), one=ints(1), three=ints(3),
+    )  # fmt: skip
+    x = array(3, 4)
+    before = run(model, x=x)
+    model = tidy(model)
+    assert kinds(model) == ["MatMul"]
+    assert [tensor.name for tensor in model.graph.initializer] == ["columns"]
+    assert np.array_equal(run(model, x=x)[0], before[0])
 
 
 def test_unread_nodes_and_local_paths_are_removed() -> None:

@@ -1,5 +1,6 @@
 """`python -m export.trt`: which TensorRT, what happens without one, and TensorRT-RTX engines built without a GPU."""
 
+import ctypes
 import importlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 import export.engine
 import export.trt
 from export.engine import Backend, Build, MissingBackend, RefusedGraph, build_engine, find_backend
+from export.engine_run import open_engine
 from export.onnx_file import write_graphs
+from export.parity import ParityError
 from export.serving import ServingGraph
 from export.tracing import trace
 from export.trt import TrtConfig, build_engines, check_trt
@@ -183,6 +186,80 @@ def test_a_refused_graph_leaves_the_old_engines(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(export.trt, "build_engine", refuse_b)
     with pytest.raises(RefusedGraph):
         build_engines(config, backend, exported)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_float32_products_are_not_cut_to_tf32(tmp_path: Path) -> None:
+    trt, cleared = FakeTensorRT(), []
+    trt.BuilderFlag = SimpleNamespace(TF32="tf32")
+    honest = trt.Builder(None).create_builder_config()
+    honest.clear_flag = cleared.append
+    build_engine(Backend("tensorrt", trt), tmp_path / "x.onnx", Build())
+    assert cleared == ["tf32"]
+
+
+class FakeRuntime(SimpleNamespace):
+    """As much of TensorRT's runtime as `open_engine` needs: an engine that gives twice its input as float32."""
+
+    __version__ = "11.0"
+    ILogger = FakeTensorRT.ILogger
+    TensorIOMode = SimpleNamespace(INPUT="in")
+
+    def Runtime(self, logger):
+        return SimpleNamespace(deserialize_cuda_engine=lambda data: self.engine() if data == b"engine" else None)
+
+    def nptype(self, kind: str):
+        return np.dtype(kind)
+
+    def engine(self):
+        context = SimpleNamespace(addresses={}, shape=None)
+        context.set_input_shape = lambda name, shape: setattr(context, "shape", shape)
+        context.get_tensor_shape = lambda name: context.shape
+        context.set_tensor_address = context.addresses.__setitem__
+
+        def execute(stream: int) -> bool:
+            count = int(np.prod(context.shape))
+            read = (ctypes.c_uint8 * count).from_address(context.addresses["image"])
+            write = (ctypes.c_float * count).from_address(context.addresses["feature"])
+            write[:] = [2.0 * value for value in read]
+            return True
+
+        context.execute_async_v3 = execute
+        return SimpleNamespace(
+            create_execution_context=lambda: context,
+            num_io_tensors=2,
+            get_tensor_name=lambda number: ("image", "feature")[number],
+            get_tensor_mode=lambda name: "in" if name == "image" else "out",
+            get_tensor_dtype=lambda name: "float32",
+        )
+
+
+def test_an_engine_is_run_through_its_tensors() -> None:
+    runner = open_engine(Backend("tensorrt", FakeRuntime()), b"engine", device="cpu")
+    assert runner.output_names == ("feature",)
+    for batch in (1, 3):
+        image = np.arange(batch * 4, dtype=np.uint8).reshape(batch, 4)
+        (found,) = runner.run(image, ("feature",))
+        assert found.dtype == np.float32
+        assert np.array_equal(found, 2.0 * image)
+    with pytest.raises(RuntimeError, match="cannot load"):
+        open_engine(Backend("tensorrt", FakeRuntime()), b"another", device="cpu")
+
+
+def test_an_engine_that_fails_the_gate_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrtConfig(out=tmp_path, precision=("float32",))
+    exported = {"models": [{"graph": "a.onnx", "precision": "float32"}]}
+    monkeypatch.setattr(export.trt, "build_engine", lambda *given: b"engine")
+    backend = Backend("tensorrt", FakeTensorRT())
+    manifest = build_engines(config, backend, exported, lambda engine, model: {"ms_p50": 1.5})
+    assert (manifest["executed"], manifest["models"][0]["ms_p50"]) == (True, 1.5)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def refuse(engine: bytes, model: dict) -> dict:
+        raise ParityError("differs")
+
+    with pytest.raises(ParityError):
+        build_engines(config, backend, exported, refuse)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "patchrank": {"patchrank"},
     "predictors": {"predictors", "patchrank"},
     "export": {"export", "predictors", "patchrank"},
-    "eval": {"eval", "predictors", "patchrank"},
+    "eval": {"eval", "export", "predictors", "patchrank"},
 }
 TOP_LEVEL = {"LICENSE", "Makefile", "README.md", "constraints.txt", "docs", "pyproject.toml", "tests", *MAY_IMPORT}
 TOP_LEVEL |= {".ci", ".git", ".gitignore"}

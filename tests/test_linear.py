@@ -27,6 +27,15 @@ def test_gradient_to_the_input_equals_autograd(activation):
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(12,), (4, 12), (3, 5, 12)])
+def test_a_trained_bias_gets_its_gradient_beside_frozen_weights(shape):
+    weight, bias = torch.randn(20, 12), torch.randn(20, requires_grad=True)
+    x, direction = torch.randn(shape), torch.randn(*shape[:-1], 20)
+    (ours,) = torch.autograd.grad((linear(x, weight, bias, "gelu") * direction).sum(), bias)
+    (plain,) = torch.autograd.grad((F.gelu(F.linear(x, weight, bias)) * direction).sum(), bias)
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-4)
+
+
 def test_training_weights_get_their_gradient():
     layer = Linear(12, 20, activation="gelu")
     layer(torch.randn(4, 12)).sum().backward()

@@ -67,7 +67,7 @@ def test_metadata() -> None:
 
 
 def test_extras() -> None:
-    assert set(EXTRAS) == {"cpu", "gpu", "trt", "rtx", "serve", "bench", "test"}
+    assert set(EXTRAS) == {"cpu", "gpu", "openvino", "trt", "rtx", "serve", "pretrain", "bench", "test"}
     base = requirements(PROJECT["dependencies"])
     assert not {name for name in base if name.startswith(("onnx", "tensorrt", "tritonclient"))}
     assert "onnxruntime" in requirements(EXTRAS["cpu"])
@@ -117,8 +117,8 @@ def test_wheel_holds_the_four_packages_and_the_assets(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assets = {path for path in (ROOT / "patchrank" / "assets").rglob("*") if path.is_file()}
-    expected = {str(path.relative_to(ROOT)) for path in {*PATHS, *assets} if "__pycache__" not in path.parts}
+    files = {path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()}
+    expected = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
     assert held == expected
 
 

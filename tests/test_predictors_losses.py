@@ -7,6 +7,7 @@ from patchrank.errors import UserError
 from predictors.losses import (
     FEATURE_LOSSES,
     GOLDEN_LOSSES,
+    answer_divergence,
     combine,
     feature_distance,
     feature_error,
@@ -65,6 +66,14 @@ def test_feature_losses() -> None:
     torch.testing.assert_close(feature_distance(turned_BD, dense_BD), torch.tensor((1 - 24 / 25 + 1) / 2))
     torch.testing.assert_close(feature_distance(2 * dense_BD, dense_BD), torch.tensor(0.0))
     torch.testing.assert_close(feature_error(2 * dense_BD, dense_BD), torch.tensor(0.5))
+
+
+def test_answers_diverge_by_the_shift_of_logits_only_where_it_is_not_common() -> None:
+    dense_BY = torch.tensor([[0.0, 0.0], [1.0, -1.0]])
+    torch.testing.assert_close(answer_divergence(dense_BY + 3.0, dense_BY), torch.tensor(0.0), atol=1e-6, rtol=0)
+    one_BY = torch.tensor([[0.0, 0.0]])
+    sure_BY = torch.tensor([[1.0, 3.0]]).log()
+    torch.testing.assert_close(answer_divergence(sure_BY, one_BY), 0.5 * torch.tensor(4 / 3).log())
 
 
 def test_weights_by_name() -> None:

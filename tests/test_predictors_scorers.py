@@ -11,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from patchrank.errors import UserError
 from patchrank.macs import dense_macs, pruned_macs
 from patchrank.presets import spec_for_macs
-from patchrank.pruned import PrunedTower, State, apply_cut, fold_metric, start_state
+from patchrank.pruned import PrunedTower, State, apply_cut, start_state
 from patchrank.spec import PruneSpec
 from patchrank.tower import TowerConfig, VisionTower
 from predictors.costs import scorer_macs
-from predictors.scorers import standardise
+from predictors.scorers import normalised, standardise
 from predictors.tables import COMPENSATION, PREDICTORS, build_added, build_scorer, scorer_options
 
 EXTRA = {"text-similarity": {"feature_dim": 24, "num_classes": 5}}
@@ -188,16 +188,50 @@ def test_merge_weights_start_alike_and_follow_the_score(images) -> None:
     assert (weight_BN.diff() > 0).all() and (weight_BN > 0).all()
 
 
-@pytest.mark.parametrize("qkv_bias", [True, False])
-def test_a_metric_of_full_width_starts_as_the_keys(qkv_bias: bool, images) -> None:
-    tower = make_tower(qkv_bias=qkv_bias)
+@pytest.mark.parametrize("metric_dim", [8, 32, 40])
+def test_a_metric_starts_as_the_strongest_directions_of_tokens(metric_dim: int, images) -> None:
+    tower = TOWERS["class"]
     state = state_of(tower, images)
-    keys_BNM = F.normalize(fold_metric(state), dim=-1)
-    for metric_dim, tolerance in ((8, 1e-4), (12, 1e-4)):
-        scorer = build_scorer("linear", tower.config, metric_dim=metric_dim)
-        scorer.start_from_keys(state.block)
-        own_BNM = F.normalize(scorer.metric(state), dim=-1)
-        torch.testing.assert_close(own_BNM @ own_BNM.mT, keys_BNM @ keys_BNM.mT, rtol=0, atol=tolerance)
+    unit_BNC = F.normalize(normalised(state.patches_BNC), dim=-1)
+    scorer = build_scorer("linear", tower.config, metric_dim=metric_dim)
+    scorer.start_from_tokens(state.patches_BNC)
+    seen_BNM = scorer.metric(state)
+    if metric_dim >= 32:
+        own_BNM = F.normalize(seen_BNM, dim=-1)
+        torch.testing.assert_close(own_BNM @ own_BNM.mT, unit_BNC @ unit_BNC.mT, rtol=0, atol=1e-4)
+    energy = torch.linalg.svdvals(unit_BNC.flatten(0, 1)).square()
+    share = (seen_BNM / normalised(state.patches_BNC).norm(dim=-1, keepdim=True)).square().sum() / energy.sum()
+    torch.testing.assert_close(share, energy[:metric_dim].sum() / energy.sum(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("where", ["before", "inside"])
+@pytest.mark.parametrize("name", ["linear", "mlp", "mixer"])
+def test_a_salient_scorer_adds_a_power_of_the_class_attention(name: str, where: str, images) -> None:
+    """Against attention computed the long way, in the block that the cut stands before or in."""
+    tower = TOWERS["registers"]
+    salient, plain = scorer_of(name, tower, salient=True), scorer_of(name, tower)
+    plain.load_state_dict(salient.state_dict(), strict=False)
+    spec, seen = PruneSpec(cuts=((1, 0.5),), where=where), []
+
+    def watch(state: State) -> torch.Tensor:
+        seen.append(state)
+        return salient(state)
+
+    PrunedTower(tower, spec, watch)(images)
+    block, state = tower.blocks[1], seen[0]
+    x_BLC = tower.run(tower.embed(images), 0, 1)
+    q, k, _ = (F.linear(block.norm1(x_BLC), block.qkv.weight, block.qkv.bias)).chunk(3, dim=-1)
+    q, k = (part.unflatten(-1, (4, 8)).transpose(1, 2) for part in (q[:, :1], k[:, 3:]))
+    share_BN = (q @ k.mT * 8**-0.5).softmax(-1).mean(1).squeeze(1)
+    torch.testing.assert_close(salient(state) - plain(state), 0.4 * share_BN.log(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("where", ["before", "inside"])
+def test_saliency_costs_what_it_says(where: str) -> None:
+    spec = PruneSpec(cuts=((1, 0.75), (2, 0.5)), where=where, select="cover")
+    scorer = on_meta(lambda: build_scorer("linear", META.config, salient=True, metric_dim=5))
+    formula = pruned_macs(META.config, spec, scorer=scorer_macs(scorer, META.config, spec), metric_dim=5)
+    assert formula == counted(lambda: PrunedTower(META, spec, scorer)(IMAGE))
 
 
 @pytest.mark.parametrize("num_added", [1, 3])

@@ -48,7 +48,7 @@ def test_counts_never_rise_and_stay_in_range(spec: PruneSpec, num_patches: int) 
         (dict(cuts=((5, 0.5), (3, 0.4))), "must rise"),
         (dict(cuts=((3, 0.5), (5, 0.6))), "cannot exceed"),
         (dict(cuts=((3, 0.5),), rest="keep"), "fold, drop"),
-        (dict(cuts=((3, 0.5),), select="best"), "suppress, topk"),
+        (dict(cuts=((3, 0.5),), select="best"), "suppress, cover, topk"),
         (dict(cuts=((3, 0.5),), where="after"), "before, inside"),
         (dict(cuts=((3, 0.5),), merge_norm="sum"), "preserve, mean"),
         (dict(cuts=((3, 0.5),), num_added=-1), "num_added=-1"),

@@ -89,6 +89,7 @@ def _ours(build: Callable[..., Rival], text: str, needs: str | None = None) -> R
 
 RIVALS: dict[str, Row] = {
     OURS: _ours(covering.ours, "patchrank.apply(model, macs=...): the accurate preset"),
+    "ours-random": _ours(covering.ours_random, "the accurate preset with random priorities"),
     "ours-drop": _ours(partial(covering.ours, rest="drop"), "the accurate preset, the rest dropped"),
     "ours-low-latency": _ours(covering.ours_low_latency, "the low-latency preset: one cut"),
     "ours-trained": _ours(trained.build, "trained scorer and fold", "trained"),

@@ -15,6 +15,7 @@ from patchrank.checkpoints.weights import weights_hash
 from patchrank.macs import pruned_macs
 from patchrank.presets import default_layer, low_latency, spec_for_macs
 from patchrank.pruned import Cut, PrunedTower, Scorer, State, apply_cut, fold_metric
+from patchrank.salient import SALIENT, Salient, default_scorer, salient_preset, share_macs
 from patchrank.scorers import SCORERS, PositionPrior, mean_rank_prior
 from patchrank.search.store import RankingMismatch, open_store
 from patchrank.spec import PruneSpec
@@ -134,7 +135,23 @@ def ours(
     rest: str = "fold",
     seed: int = 0,
 ) -> Pruned:
-    """What `patchrank.apply(model, macs=...)` does: the `accurate` preset, random priorities."""
+    """What `patchrank.apply(model, macs=...)` does: the `accurate` preset, weighed by the class token's attention."""
+    config = tower.config
+    if default_scorer(config) != SALIENT:
+        return ours_random(tower, macs, preset=preset, rest=rest, seed=seed)
+    spec = salient_preset(preset, config, macs, rest=rest)
+    return Pruned(PrunedTower(tower, spec, Salient()), share_macs(config, spec))
+
+
+def ours_random(
+    tower: VisionTower,
+    macs: float,
+    *,
+    preset: Callable[..., PruneSpec] = spec_for_macs,
+    rest: str = "fold",
+    seed: int = 0,
+) -> Pruned:
+    """The `accurate` preset with random priorities, as `patchrank.apply` does on towers without a class token."""
     config = tower.config
     return Pruned(PrunedTower(tower, preset(config, macs, rest=rest), SCORERS["random"](config.grid, seed)))
 

@@ -8,6 +8,7 @@ Nothing here imports transformers.
 import copy
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from patchrank.adapters.position_tokens import check_grid, position_tokens
@@ -71,10 +72,28 @@ def tower(model: nn.Module) -> VisionTower:
     return hf_tower(config.to_dict() | {"architectures": [plain]}, _vision(model).state_dict(), name)
 
 
+def _trained_head(model: nn.Module, pruned: PrunedTower) -> dict[int, nn.Module]:
+    """Modules of the model behind its encoder -> those of the pruned tower, which a calibration may have changed.
+
+    Raises: UserError where the model computes itself what was calibrated.
+    """
+    vision, whole, projection = _vision(model), pruned.tower, getattr(model, "visual_projection", None)
+    if pruned.config.pool == "class":
+        if projection is None and pruned.config.output_bias:
+            raise UserError(f"{type(model).__name__}: has no projection to take a readout; calibrate without --readout")
+        swapped = {id(vision.post_layernorm): whole.norm}
+        return swapped | ({id(projection): whole.proj} if projection is not None and pruned.config.output_dim else {})
+    own, now = tower(model).state_dict(), whole.state_dict()
+    if any(not torch.equal(own[name].to(now[name]), now[name]) for name in own if name.startswith(("norm", "pool"))):
+        raise UserError(f"{type(model).__name__}: pools by itself, so a calibrated pool has no place; use open_clip")
+    return {}
+
+
 def attach(model: nn.Module, pruned: PrunedTower) -> nn.Module:
-    """Deep copy of `model` with embeddings and encoder of its vision model replaced."""
+    """Deep copy of `model` with embeddings and encoder of its vision model replaced, norm and projection likewise."""
     vision = _vision(model)
-    memo = {id(vision.embeddings): ImageThrough(), id(vision.encoder): PrunedEncoder(pruned)}
+    memo = _trained_head(model, pruned)
+    memo |= {id(vision.embeddings): ImageThrough(), id(vision.encoder): PrunedEncoder(pruned)}
     if pruned.config.pre_norm:
         memo[id(vision.pre_layrnorm)] = nn.Identity()
     copied = copy.deepcopy(model, memo)

@@ -60,8 +60,11 @@ def tower(model: nn.Module) -> VisionTower:
 
 
 def attach(model: nn.Module, pruned: PrunedTower) -> PrunedVisionTransformer:
-    """Deep copy of `model` as `PrunedVisionTransformer`, with the pruned tower's blocks in place of its own."""
-    state = copy.deepcopy(model.__dict__, {id(model.blocks): pruned.tower.blocks})
+    """Deep copy of `model` as `PrunedVisionTransformer`, with the pruned tower's blocks and norm for its own."""
+    memo = {id(model.blocks): pruned.tower.blocks}
+    if pruned.config.norm == "before_pool":
+        memo[id(model.norm)] = pruned.tower.norm
+    state = copy.deepcopy(model.__dict__, memo)
     copied = PrunedVisionTransformer.__new__(PrunedVisionTransformer)
     copied.__setstate__(state)
     copied.pruned = pruned.train(model.training)

@@ -1,0 +1,105 @@
+"""`python -m eval trained` end to end on a tiny saved model: rows, paired intervals, seeds, resume, refusals."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from test_predictors_train import clip, draw, model  # noqa: F401 (fixtures)
+
+from eval import trained as command
+from eval.journal import Journal
+from eval.trained import TrainedConfig, main
+from eval.trained_methods import Entry
+from eval.trained_rows import make_rows
+from patchrank.errors import UserError
+from patchrank.macs import dense_macs
+from patchrank.spec import PruneSpec
+from predictors.calibrate import calibrate
+from predictors.config import CalibrateConfig, TrainConfig
+from predictors.train import train
+
+ROW = {"method", "family", "mode", "budget", "rest", "select", "cuts", "keep", "num_added", "image_macs", "trained_on"}
+ROW |= {"acc1", "acc1_ci95", "paired_diff_ci95", "feature_cosine", "top1_agreement", "ms_batch16", "seeds"}
+
+
+@pytest.fixture(scope="module")
+def runs(model, clip, tmp_path_factory) -> TrainConfig:  # noqa: F811
+    """Two seeds of a frozen scorer and one calibration, at one budget."""
+    folder = tmp_path_factory.mktemp("runs")
+    draw(folder / "data", 20)
+    shared = dict(data="folder", data_root=folder / "data", split="all", held_out=4, batch_size=4, num_steps=1)
+    config = TrainConfig(model=str(model), macs=0.8, scorer="linear", save_every=1, **shared)
+    for seed in (0, 1):
+        train(replace(config, seed=seed, out=folder / f"seed{seed}"), clip)
+    calibrate(CalibrateConfig(pruned=folder / "seed0", out=folder / "calibrated", save_every=1, **shared), clip)
+    names = ("seed0", "seed1", "calibrated")
+    return TrainedConfig(
+        model=str(model),
+        data="folder",
+        data_root=folder / "data",
+        limit=6,
+        macs=(0.8, 0.7),
+        trained=tuple(folder / name for name in names),
+        rivals=("ours", "tome"),
+        scorers=("salient", "random"),
+        batch_size=4,
+        threads=1,
+    )
+
+
+def report(config: TrainedConfig) -> dict:
+    return json.loads((config.out / "predictors.json").read_text())
+
+
+def test_rows_of_all_kinds_and_a_second_run_that_measures_nothing(runs, clip, tmp_path, monkeypatch, capsys) -> None:  # noqa: F811
+    config = replace(runs, out=tmp_path, time_batches=1)
+    main(config)
+    found = report(config)
+    assert found["num_images"] == 6 and found["dense_image_macs"] == dense_macs(clip.tower.config)
+    assert all(row.keys() >= ROW for row in found["rows"]) and 0 <= found["dense_acc1"] <= 1
+    kinds = {(row["method"], row["mode"], row["rest"], row["budget"]) for row in found["rows"]}
+    assert len(kinds) == len(found["rows"])
+    frozen = [row for row in found["rows"] if row["mode"] == "frozen"]
+    assert {(row["budget"], tuple(row["seeds"])) for row in frozen} == {(0.8, (0, 1)), (0.7, (0, 1))}
+    assert [row["budget"] for row in found["rows"] if row["mode"] == "calibrated"] == [0.8]
+    for row in found["rows"]:
+        assert row["image_macs"] <= 1.03 * row["budget"] * found["dense_image_macs"] and row["ms_batch16"] > 0
+        low, high = row["paired_diff_ci95"]
+        assert low <= row["acc1"] - found["dense_acc1"] <= high
+        if row["family"] == "ours":
+            assert row["cosine_behind"][row["mode"]]["mean"] >= -1e-7 or row["rest"] == "drop"
+    assert "linear scorer (calibrated, fold)" in capsys.readouterr().out
+    monkeypatch.setattr(command, "_judge", lambda *_: pytest.fail("measured again"))
+    main(replace(config, time_batches=0, measure=False, rivals=("ours", "tome", "evit")))
+    assert [row["feature_cosine"] for row in report(config)["rows"]] == [row["feature_cosine"] for row in found["rows"]]
+
+
+def test_rows_are_paired_means_over_seeds(tmp_path) -> None:
+    journal = Journal(tmp_path / "j.jsonl", ("batch", "method", "macs"))
+    spec = PruneSpec(cuts=((1, 0.5),))
+    shared = dict(
+        method="m", family="ours", mode="frozen", budget=0.7, image_macs=1, run=torch.nn.Identity(), spec=spec
+    )
+    entries = [Entry(seed=seed, **shared) for seed in (0, 1)]
+    rival = Entry(**(shared | dict(method="r", family="rival", mode="training-free", spec=None)))
+    hits = {entries[0].key: [1, 0, 1], entries[1].key: [1, 1, 1], rival.key: [0, 0, 0]}
+    cosines = {entries[0].key: [0.9, 0.8, 0.7], entries[1].key: [1.0, 0.8, 0.7], rival.key: [0.5, 0.5, 0.5]}
+    journal.add({"batch": 0, "method": "dense", "macs": 1.0, "hit": [1, 1, 1]})
+    for key, hit in hits.items():
+        journal.add({"batch": 0, "method": key, "macs": 0.7, "cosine": cosines[key], "agrees": hit, "hit": hit})
+    ours, other = make_rows(journal, [*entries, rival], {})
+    assert ours["seeds"] == [0, 1] and ours["acc1"] == pytest.approx(5 / 6)
+    assert ours["feature_cosine"] == pytest.approx((0.95 + 0.8 + 0.7) / 3)
+    assert other["cosine_behind"]["frozen"]["mean"] == pytest.approx(ours["feature_cosine"] - 0.5)
+    assert other["paired_diff_ci95"] == [-1.0, -1.0] and other["rest"] is None
+    assert ours["cosine_behind"]["frozen"]["ci95"] == [0.0, 0.0]
+
+
+def test_towers_of_other_weights_and_unknown_names_are_refused(runs, tmp_path) -> None:
+    with pytest.raises(UserError, match="was trained for other weights"):
+        main(replace(runs, model="embedded", data="digits", data_root=None, out=tmp_path / "a"))
+    with pytest.raises(UserError, match="--scorers psychic: unknown; choose from random"):
+        main(replace(runs, scorers=("psychic",), out=tmp_path / "b"))
+    with pytest.raises(UserError, match="--macs 7: must lie in"):
+        main(replace(runs, macs=(7.0,), out=tmp_path / "c"))
