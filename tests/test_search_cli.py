@@ -26,7 +26,7 @@ from patchrank.loading import load_clip
 from patchrank.macs import dense_macs, pruned_macs
 from patchrank.preprocess import Preprocess
 from patchrank.search.__main__ import main
-from patchrank.search.config import SearchConfig
+from patchrank.search.config import FAST, SearchConfig
 from patchrank.search.cost import cost_line, duration, seconds_per_image, strategy_cost
 from patchrank.search.criteria import Target, build_damage
 from patchrank.search.explain import make_sheet
@@ -435,3 +435,9 @@ def test_a_folder_without_write_permission_is_one_line(config: SearchConfig, cap
     with pytest.raises(SystemExit) as left:
         command(arguments(config, "--out", str(locked / "store")))
     assert left.value.code == 2 and "no permission" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rest", ["fold", "drop"])
+def test_the_default_strategy_goes_with_the_rest(rest: str) -> None:
+    assert SearchConfig(rest=rest).strategy == FAST[rest]
+    assert SearchConfig(rest=rest, strategy="sweep").strategy == "sweep"

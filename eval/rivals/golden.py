@@ -14,19 +14,17 @@ from eval.rivals.covering import one_cut
 from patchrank.macs import pruned_macs
 from patchrank.pruned import PrunedTower
 from patchrank.scorers import SCORERS
+from patchrank.search.config import FAST
 from patchrank.search.criteria import Target, build_damage
 from patchrank.search.strategies import Options, strategy_by_name
 from patchrank.search.variants import prepare
 from patchrank.spec import PruneSpec
 from patchrank.tower import VisionTower
 
-STRATEGIES = {"drop": "gradient", "fold": "shortlist"}
-"""For each rest the fast strategy that comes nearest to exact greedy search (`python -m eval search-cost`)."""
-
 
 def golden_scores(tower: VisionTower, image_BCHW: Tensor, spec: PruneSpec, seed: int = 0) -> Tensor:
     """Scores (B, N) float32 of every image's own search; an image's scores do not depend on its batch."""
-    search, scores = strategy_by_name(STRATEGIES[spec.rest]), []
+    search, scores = strategy_by_name(FAST[spec.rest]), []
     with torch.inference_mode(False), torch.no_grad():
         for image_CHW in image_BCHW.clone():
             variants = prepare(tower, image_CHW, spec)

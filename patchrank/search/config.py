@@ -10,6 +10,9 @@ from patchrank.search.criteria import CRITERIA
 from patchrank.search.strategies import Options, strategy_by_name
 from patchrank.search.variants import CHUNK
 
+FAST = {"fold": "shortlist", "drop": "gradient"}
+"""By `rest`, the fast strategy that recovers most of exact greedy's headroom (docs/results/search_cost.json)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
@@ -35,8 +38,9 @@ class SearchConfig:
     """Norm of folded tokens: "preserve" or "mean"."""
     criterion: str = "preservation"
     """What hurts: preservation, confidence or label (an oracle)."""
-    strategy: str = "gradient"
-    """How to search: gradient, evolve, regression (fast), greedy (exact with --step 1), sweep (one pass)."""
+    strategy: str | None = None
+    """How to search: shortlist (default under fold), gradient (default under drop), evolve, regression (all fast),
+    greedy (exact with --step 1), sweep (one pass)."""
     options: Options = field(default_factory=Options)
     """What the strategy can be told."""
     seed: int = 0
@@ -61,6 +65,8 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if self.split is None:
             object.__setattr__(self, "split", "all" if self.data == "folder" else "val")
+        if self.strategy is None:
+            object.__setattr__(self, "strategy", FAST.get(self.rest, "gradient"))
 
     def to_dict(self) -> dict:
         """JSON-able form."""
