@@ -21,9 +21,9 @@ from eval.measuring import Bench
 from eval.records import DENSE
 from eval.report_data import THROUGHPUT
 from eval.suite_config import RUNTIMES, SuiteConfig, file_stem
+from export.runtimes import check_runtimes, open_session
 from export.serving import ServingGraph
 from patchrank.atomic import write_json
-from patchrank.errors import UserError
 from patchrank.macs import dense_macs
 from patchrank.preprocess import Preprocess
 from patchrank.provenance import command, machine, versions
@@ -100,20 +100,14 @@ def onnx_call(pruned: PrunedTower, preprocess: Preprocess, image_BHW3: np.ndarra
 
     Raises: UserError where ONNX Runtime is not installed.
     """
-    try:
-        import onnxruntime
+    check_runtimes(("onnxruntime",))
+    from export.onnx_file import write_graphs
+    from export.tracing import trace
 
-        from export.onnx_file import write_graphs
-        from export.tracing import trace
-    except ImportError:
-        raise UserError("--runtimes onnxruntime: not installed; pip install 'patchrank[cpu]'") from None
     graph = ServingGraph(pruned, preprocess).eval()
     traced = trace(graph, graph.example(), graph.input_name, graph.output_names, 18)
     (_, path), _ = write_graphs(folder, {"graph": traced}, "float32", "speed")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    session = open_session(path, threads)
     return lambda: session.run(["feature"], {"image": image_BHW3})
 
 

@@ -16,7 +16,8 @@ from patchrank.loading import load_clip
 from patchrank.macs import dense_macs, pruned_macs
 from patchrank.preprocess import Preprocess
 from patchrank.presets import one_cut, spec_for_macs
-from patchrank.pruned import PrunedTower
+from patchrank.pruned import PrunedTower, Scorer
+from patchrank.salient import SALIENT, Salient, default_scorer, salient_cost, salient_preset
 from patchrank.scorers import SCORERS
 from patchrank.spec import PruneSpec
 from patchrank.tower import TowerConfig, VisionTower
@@ -57,18 +58,39 @@ def load_tower(config: BenchConfig) -> VisionTower:
 
 
 def specs_of(config: BenchConfig, tower: TowerConfig) -> list[tuple[str, float, PruneSpec]]:
-    """(variant, keep, spec): dense first, then per keep what --variants names, all at the MACs of fold-1 or below."""
+    """(variant, keep, spec): dense first, then per keep what --variants names, all at the MACs of fold-1 or below.
+
+    Folding selects as `patchrank.apply` does, dropping as the papers do, by scores that cost nothing.
+    """
     found = [("dense", 1.0, PruneSpec(cuts=()))]
     for keep in config.keep:
         fold = one_cut(tower, keep, layer=config.layer)
+        fold = replace(fold, select="cover") if default_scorer(tower) == SALIENT else fold
         build = {
             "drop-1": lambda fold=fold: replace(fold, rest="drop", select="topk"),
             "fold-1": lambda fold=fold: fold,
             "fold-4": lambda fold=fold: four_cuts(tower, fold),
-            "accurate": lambda fold=fold: spec_for_macs(tower, pruned_macs(tower, fold) / dense_macs(tower)),
+            "accurate": lambda fold=fold: _accurate(tower, fold),
         }
         found += [(variant, keep, build[variant]()) for variant in config.variants]
     return found
+
+
+def scorer_of(tower: TowerConfig, spec: PruneSpec, seed: int) -> Scorer:
+    """What ranks the patches of a spec."""
+    if spec.select == "cover":
+        return Salient(tower.num_prefix > 0)
+    return SCORERS["random"](tower.grid, seed=seed)
+
+
+def macs_of(tower: TowerConfig, spec: PruneSpec) -> int:
+    """MACs of an image, its scorer counted."""
+    return salient_cost(pruned_macs, spec.select == "cover")(tower, spec)
+
+
+def _accurate(tower: TowerConfig, like: PruneSpec) -> PruneSpec:
+    share = macs_of(tower, like) / dense_macs(tower)
+    return salient_preset(spec_for_macs, tower, share) if like.select == "cover" else spec_for_macs(tower, share)
 
 
 def four_cuts(tower: TowerConfig, like: PruneSpec) -> PruneSpec:
@@ -82,17 +104,16 @@ def four_cuts(tower: TowerConfig, like: PruneSpec) -> PruneSpec:
         step = (num_patches - K) / len(layers)
         counts = [round(num_patches - step * number) for number in range(1, len(layers) + 1)]
         spec = replace(like, cuts=tuple((layer, count / num_patches) for layer, count in zip(layers, counts)))
-        if pruned_macs(tower, spec) <= pruned_macs(tower, like):
+        if macs_of(tower, spec) <= macs_of(tower, like):
             return spec
     return like
 
 
 def graph_of(tower: VisionTower, spec: PruneSpec, seed: int) -> ServingGraph:
-    """Serving graph without classes; scores are a fixed permutation."""
+    """Serving graph without classes."""
     size = tower.config.image_size
     preprocess = Preprocess(image_size=size, resize=max(size), mean=(0.5,) * 3, std=(0.5,) * 3)
-    scorer = SCORERS["random"](tower.config.grid, seed=seed)
-    return ServingGraph(PrunedTower(tower, spec, scorer), preprocess).eval()
+    return ServingGraph(PrunedTower(tower, spec, scorer_of(tower.config, spec, seed)), preprocess).eval()
 
 
 def traced(graph: ServingGraph, opset: int):
@@ -122,7 +143,7 @@ def entries(config: BenchConfig, tower: VisionTower) -> list[Entry]:
         if {**made, "specs": there} != wanted:
             _write(folder, kind, precision, wanted, config, tower, dict(zip(names, [spec for _, _, spec in specs])))
         for name, (variant, keep, spec) in zip(names, specs):
-            macs, dense = pruned_macs(tower.config, spec), dense_macs(tower.config)
+            macs, dense = macs_of(tower.config, spec), dense_macs(tower.config)
             found.append(Entry(variant, precision, spec, keep, macs, dense, folder / f"{name}-{kind}.onnx"))
     missing = [entry.path for entry in found if not entry.path.is_file()]
     if missing:

@@ -35,9 +35,10 @@ class ExportConfig:
     """Blocks that run before the cut of --keep; without it a quarter of the depth."""
     rest: str = "fold"
     """What becomes of the patches that are not kept: "fold" or "drop" (the papers)."""
-    scorer: str = "random"
-    """Row of the scorer table, whose scores are priorities of a covering selection, or "salient": selection and merging
-    weighed by the class token's attention, as `patchrank.apply` does by default."""
+    scorer: str | None = None
+    """"salient": selection and merging weighed by the class token's attention, or a row of the scorer table, whose
+    scores are priorities of a covering selection. Without it as `patchrank.apply` does: "salient" where the tower has
+    a class token, else "random"."""
     seed: int = 0
     """Seed of scorers that draw."""
     data: str = "digits"

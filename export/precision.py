@@ -1,4 +1,5 @@
-"""float32 graph -> float16 or int8 graph. What decides which patches stay is left in float32 in both.
+"""float32 graph -> float16 or int8 graph. What decides which patches stay is left in float32 in both, and in float16 the
+residual stream as well.
 
 Which nodes decide is read off the graph itself: everything that reaches an output only through the index of a TopK or
 an ArgMax (scorer, covering selection, fold metric). The pixels and the answer stay float32 too.
@@ -40,6 +41,29 @@ def scoped_nodes(model: onnx.ModelProto, scopes: tuple[str, ...] = ("pixels", "a
     return found
 
 
+def residual_nodes(model: onnx.ModelProto) -> set[str]:
+    """Names of the nodes on the residual stream: what a LayerNorm reads, back to the products that feed it, and itself.
+
+    Every block adds a little to a large sum; in float16 the sum's rounding outweighs that of all products.
+    """
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    found = {node.name for node in norms}
+    waiting = [name for node in norms for name in node.input]
+    while waiting:
+        node = made_by.get(waiting.pop())
+        if node is None or node.name in found or node.op_type == "Conv" or _has_weights(node, constants):
+            continue
+        found.add(node.name)
+        waiting += node.input
+    return found
+
+
+def _has_weights(node: onnx.NodeProto, constants: set[str]) -> bool:
+    return node.op_type in ("MatMul", "Gemm") and any(name in constants for name in node.input)
+
+
 def float32_nodes(model: onnx.ModelProto) -> set[str]:
     """All nodes that keep float32 in every precision."""
     return selection_nodes(model) | scoped_nodes(model)
@@ -61,7 +85,7 @@ def convert(model: onnx.ModelProto, precision: str, calibration: np.ndarray | No
         raise UserError(f"--precision {precision}: unknown; choose one of {', '.join(PRECISIONS)}")
     rows = {
         "float32": _copy,
-        "float16": lambda graph: to_float16(graph, float32_nodes(graph)),
+        "float16": lambda graph: to_float16(graph, float32_nodes(graph) | residual_nodes(graph)),
         "int8": lambda graph: to_int8(graph, float32_nodes(graph), calibration),
         "int8-static": lambda graph: to_int8_static(graph, float32_nodes(graph), calibration),
     }

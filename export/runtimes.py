@@ -25,13 +25,20 @@ class Runner:
     """(input (B, ...), names of outputs) -> those outputs."""
 
 
-def open_session(model: Path | bytes, threads: int | None = None):
-    """An ONNX Runtime session on CPU, of a file or a serialised graph; `threads` as many as PyTorch uses if None."""
+def open_session(model: Path | bytes, threads: int | None = None, quiet: bool = False):
+    """An ONNX Runtime session on CPU, of a file or a serialised graph; `threads` as many as PyTorch uses if None.
+
+    Args: quiet, for a server, whose clients are told of their own wrong input: nothing but fatal errors is logged.
+
+    Its threads stop spinning when a call ends: a process that holds several sessions (a server with several keep rates,
+    a benchmark) would otherwise lose a core to the idle ones for a while after every call.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4 if quiet else 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     model = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 

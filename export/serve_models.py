@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from export.runtimes import open_session
 from export.serve_batcher import Arrays, Batcher, Run
 from export.serve_folder import ServedFolder, ServedModel
 from export.serve_metrics import Metrics
@@ -52,13 +53,9 @@ def open_run(graph: Path, outputs: list[str], threads: int) -> Run:
 
     What it returns raises BadRequest for values outside the model's range.
     """
-    import onnxruntime
     from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(graph), options, ["CPUExecutionProvider"])
+    session = open_session(graph, threads, quiet=True)
 
     def run(inputs: Arrays) -> Arrays:
         try:

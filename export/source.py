@@ -19,7 +19,7 @@ from patchrank.macs import pruned_macs
 from patchrank.preprocess import Preprocess
 from patchrank.presets import resolve_spec
 from patchrank.pruned import PrunedTower, Scorer
-from patchrank.salient import SALIENT, Salient, salient_cost
+from patchrank.salient import SALIENT, Salient, default_scorer, salient_cost
 from patchrank.scorers import SCORERS
 from patchrank.search.runner import spread
 from patchrank.spec import PruneSpec, parse_cuts
@@ -105,7 +105,7 @@ def _keep_spec(config: ExportConfig, tower: TowerConfig, keep: float) -> PruneSp
 
 def _resolve(config: ExportConfig, tower: TowerConfig, **amount) -> PruneSpec:
     """The spec of one variant, selecting in the manner that goes with --scorer."""
-    if config.scorer != SALIENT:
+    if _scorer_name(config, tower) != SALIENT:
         return resolve_spec(tower, rest=config.rest, **amount)
     cost = salient_cost(pruned_macs, tower.num_prefix > 0)
     return replace(resolve_spec(tower, rest=config.rest, cost=cost, **amount), select="cover")
@@ -116,13 +116,18 @@ def _without_output(tower: TowerConfig) -> TowerConfig:
     return replace(tower, output_dim=None, output_bias=False)
 
 
+def _scorer_name(config: ExportConfig, tower: TowerConfig) -> str:
+    return default_scorer(tower) if config.scorer is None else config.scorer
+
+
 def _scorer(config: ExportConfig, tower: TowerConfig) -> Scorer:
     """What --scorer names. Raises: UserError for an unknown name."""
-    if config.scorer == SALIENT:
+    name = _scorer_name(config, tower)
+    if name == SALIENT:
         return Salient(tower.num_prefix > 0)
-    if config.scorer not in SCORERS:
-        raise UserError(f"--scorer {config.scorer}: unknown; choose one of {', '.join((*SCORERS, SALIENT))}")
-    return SCORERS[config.scorer](tower.grid, seed=config.seed)
+    if name not in SCORERS:
+        raise UserError(f"--scorer {name}: unknown; choose one of {', '.join((*SCORERS, SALIENT))}")
+    return SCORERS[name](tower.grid, seed=config.seed)
 
 
 def pruned_towers(config: ExportConfig, clip: LoadedClip) -> dict[str, PrunedTower]:

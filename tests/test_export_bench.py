@@ -16,13 +16,14 @@ import export.pick
 import export.runtimes
 from export.bench import bench, main, row_of, table
 from export.bench_config import BenchConfig, check
-from export.bench_graphs import SHAPES, entries, graph_of, load_tower, specs_of
+from export.bench_graphs import SHAPES, entries, graph_of, load_tower, macs_of, specs_of
 from export.parity import gate
 from export.pick import choose, counts_of, pick
 from export.source import Pictures
 from patchrank.errors import UserError
 from patchrank.macs import dense_macs, pruned_macs
 from patchrank.presets import spec_for_macs
+from patchrank.salient import salient_preset
 from patchrank.spec import PruneSpec
 
 
@@ -55,11 +56,19 @@ def test_several_cuts_are_measured_at_the_macs_of_one() -> None:
     dense, drop, fold, four, preset = (spec for _, _, spec in found)
     assert dense.cuts == ()
     assert (drop.rest, drop.select, drop.cuts) == ("drop", "topk", ((3, 0.6),))
-    assert (fold.rest, len(fold.cuts)) == ("fold", 1)
+    assert (fold.rest, fold.select, len(fold.cuts)) == ("fold", "cover", 1), "as patchrank.apply selects"
     assert [layer for layer, _ in four.cuts] == [3, 5, 7, 9]
-    assert preset == spec_for_macs(tower, pruned_macs(tower, fold) / dense_macs(tower))
+    assert preset == salient_preset(spec_for_macs, tower, macs_of(tower, fold) / dense_macs(tower))
+    assert macs_of(tower, fold) > pruned_macs(tower, fold), "its scorer counts"
     for spec in (four, preset):
-        assert 0.98 < pruned_macs(tower, spec) / pruned_macs(tower, fold) <= 1.0
+        assert 0.98 < macs_of(tower, spec) / macs_of(tower, fold) <= 1.0
+
+
+def test_a_tower_without_class_token_covers_by_free_scores() -> None:
+    tower = replace(SHAPES["ViT-B-16"], num_prefix=0, pool="mean")
+    _, _, fold, four, preset = (spec for _, _, spec in specs_of(BenchConfig(), tower))
+    assert {fold.select, four.select, preset.select} == {"suppress"}
+    assert macs_of(tower, fold) == pruned_macs(tower, fold)
 
 
 def test_shapes_have_the_published_macs() -> None:

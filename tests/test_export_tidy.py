@@ -10,7 +10,7 @@ from onnx.reference import ReferenceEvaluator
 
 from export.half import to_float16
 from export.operators import check_operators
-from export.precision import convert, selection_nodes
+from export.precision import convert, residual_nodes, selection_nodes
 from export.runtimes import open_session
 from export.tidy import strip, tidy
 from export.weights_file import WeightsFile
@@ -223,6 +223,45 @@ def test_what_decides_stays_float32(precision: str) -> None:
     assert "w" not in types
 
 
+BLOCK = """
+g (float[batch, 6, 4] x) => (float[batch, 6, 4] y)
+{
+  early = MatMul(x, w)
+  normed = LayerNormalization(early, one)
+  up = MatMul(normed, w)
+  biased = Add(up, one)
+  down = MatMul(biased, w)
+  stream = Add(early, down)
+  normed_again = LayerNormalization(stream, one)
+  y = MatMul(normed_again, w)
+}
+"""
+
+
+def test_the_residual_stream_stays_float32_in_float16() -> None:
+    """In the graph above: both norms and the sum between them, none of the products."""
+    model = model_of(BLOCK, w=array(4, 4), one=np.ones(4, np.float32))
+    assert residual_nodes(model) == {"n1", "n5", "n6"}
+    types = {tensor.name: tensor.data_type for tensor in convert(model, "float16").graph.initializer}
+    assert types == {"one": TensorProto.FLOAT, "one_half": TensorProto.FLOAT16, "w_half": TensorProto.FLOAT16}
+
+
+def test_a_large_stream_keeps_what_a_block_adds() -> None:
+    """2048 + 1/4 is 2048 in float16. ONNX Runtime on a CPU leaves such roundings out, the reference does not."""
+    model = model_of(
+        BLOCK.replace("stream = Add(early, down)", "stream = Add(offset, down)"),
+        w=np.eye(4, dtype=np.float32),
+        one=np.ones(4, np.float32),
+        offset=np.full(4, 2048, np.float32),
+    )
+    x = array(3, 6, 4)
+    (full,), (kept,), (rounded,) = (
+        ReferenceEvaluator(form).run(None, {"x": x})
+        for form in (model, convert(model, "float16"), to_float16(model, set()))
+    )
+    assert np.abs(kept - full).max() < 0.01 < np.abs(rounded - full).max()
+
+
 def test_float16_graph_has_one_cast_per_meeting_and_its_own_outputs() -> None:
     model = model_of(
         "g (float[batch, 4] x) => (float[batch, 4] y, float[batch, 4] z)\n{\n y = Mul(x, w)\n z = Add(y, x)\n}",
@@ -247,6 +286,11 @@ def test_positive_list_names_the_stray_node(op_type: str) -> None:
     graph = helper.make_graph([helper.make_node(op_type, ["x"], ["y"], name="stray")], "g", [], [])
     with pytest.raises(UserError, match=f"{op_type} .stray."):
         check_operators(helper.make_model(graph))
+
+
+def test_idle_sessions_leave_the_cores_to_others() -> None:
+    session = open_session(decide().SerializeToString())
+    assert session.get_session_options().get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 def test_equal_weights_are_stored_once_and_read_back(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ class TritonPythonModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(threads)
         options.log_severity_level = 3
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         path = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
         self.session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
         self.inputs = [value["name"] for value in config["input"]]
