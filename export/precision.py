@@ -1,5 +1,5 @@
-"""float32 graph -> float16 or int8 graph. What decides which patches stay is left in float32 in both, and in float16 the
-residual stream as well.
+"""float32 graph -> float16 or int8 graph. What decides which patches stay is left in float32 in both; in float16 the
+residual stream is too.
 
 Which nodes decide is read off the graph itself: everything that reaches an output only through the index of a TopK or
 an ArgMax (scorer, covering selection, fold metric). The pixels and the answer stay float32 too.
