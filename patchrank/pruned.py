@@ -112,7 +112,7 @@ def apply_cut(
         size_BK = size_BN.gather(1, keep_BK)
         if rest_BR.shape[1] > 0:
             assign_BR = assign_to_nearest(gather_tokens(metric_BNM, rest_BR), gather_tokens(metric_BNM, keep_BK))
-            share_BN = size_BN if weight_BN is None else size_BN * weight_BN
+            share_BN = size_BN if weight_BN is None else size_BN * weight_BN.to(size_BN.dtype)
             kept_BKC, total_BK = fold_tokens(
                 kept_BKC,
                 gather_tokens(patches_BNC, rest_BR),

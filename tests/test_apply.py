@@ -179,10 +179,11 @@ def test_copies_and_pickles(kind: Kind, images: Tensor) -> None:
 
 
 @every_kind
+@pytest.mark.parametrize("amount", [{"spec": SPEC}, {"keep": 0.5}], ids=["suppress", "default"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_dtype_is_preserved(kind: Kind, dtype: torch.dtype, images: Tensor) -> None:
-    full = kind.feature(patchrank.apply(kind.build(), spec=SPEC), images)
-    applied = patchrank.apply(kind.build().to(dtype), spec=SPEC)
+def test_dtype_is_preserved(kind: Kind, dtype: torch.dtype, amount: dict, images: Tensor) -> None:
+    full = kind.feature(patchrank.apply(kind.build(), **amount), images)
+    applied = patchrank.apply(kind.build().to(dtype), **amount)
     low = kind.feature(applied, images.to(dtype))
     assert low.dtype == dtype
     # A near tie may fall the other way in low precision, which changes the folding of a few tokens.
@@ -191,8 +192,9 @@ def test_dtype_is_preserved(kind: Kind, dtype: torch.dtype, images: Tensor) -> N
 
 
 @every_kind
-def test_autocast(kind: Kind, images: Tensor) -> None:
-    applied = patchrank.apply(kind.build(), spec=SPEC)
+@pytest.mark.parametrize("amount", [{"spec": SPEC}, {"keep": 0.5}], ids=["suppress", "default"])
+def test_autocast(kind: Kind, amount: dict, images: Tensor) -> None:
+    applied = patchrank.apply(kind.build(), **amount)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = kind.feature(applied, images)
     assert torch.cosine_similarity(low.float(), kind.feature(applied, images)).min() > 0.98
