@@ -22,7 +22,8 @@ from patchrank.atomic import write_json
 from patchrank.provenance import command, machine, versions
 from patchrank.tower import VisionTower
 
-_CPU = {"onnxruntime": "onnxruntime-cpu", "openvino": "openvino-cpu"}
+NAMES = {"onnxruntime": "onnxruntime-cpu", "openvino": "openvino-cpu"}
+"""What the result file calls runtimes that compute on the processor."""
 
 
 def measure(paths: list[tuple[Path, str]], image: np.ndarray, rounds: int, threads: int) -> np.ndarray:
@@ -47,7 +48,7 @@ def row_of(model: str, entry: Entry, runtime: str, batch: int, ms: np.ndarray, d
     return {
         "model": model,
         "variant": entry.variant,
-        "runtime": _CPU[runtime],
+        "runtime": NAMES.get(runtime, runtime),
         "precision": entry.precision,
         "rest": entry.spec.rest if entry.spec.cuts else None,
         "cuts": [list(cut) for cut in entry.spec.cuts],

@@ -1,4 +1,4 @@
-"""CPU runtimes that a graph is compared and timed in, all behind one call: images in, named outputs out.
+"""Runtimes that a graph is compared and timed in, all behind one call: images in, named outputs out.
 
 ONNX Runtime is the reference of every export; OpenVINO is the second one (extra `openvino`). Both compute in the type
 that the graph says, so a float32 graph never silently runs in bfloat16.
@@ -66,20 +66,52 @@ def _openvino(path: Path, threads: int | None) -> Runner:
     return Runner("openvino", outputs, run)
 
 
-RUNTIMES: dict[str, Callable[[Path, int | None], Runner]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
-"""Name -> opener (graph file, threads); the name is also that of the Python package."""
+_CUDA = "CUDAExecutionProvider"
+_NO_CUDA = "--runtime onnxruntime-cuda: needs an NVIDIA GPU and pip install 'patchrank[gpu]' in place of [cpu]"
+
+
+def _onnxruntime_cuda(path: Path, threads: int | None) -> Runner:
+    """Pixels and outputs cross the bus, as they do in a server. Not executed yet: no GPU was at hand."""
+    import onnxruntime
+
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=[_CUDA])
+    if session.get_providers()[0] != _CUDA:  # providers are listed as available that cannot load
+        raise UserError(_NO_CUDA)
+    (name,) = (value.name for value in session.get_inputs())
+    outputs = tuple(value.name for value in session.get_outputs())
+    return Runner("onnxruntime-cuda", outputs, lambda image, names: session.run(list(names), {name: image}))
+
+
+RUNTIMES: dict[str, Callable[[Path, int | None], Runner]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+    "onnxruntime-cuda": _onnxruntime_cuda,
+}
+"""Name -> opener (graph file, threads); the name up to a dash is also that of the Python package."""
 
 
 def check_runtimes(names: tuple[str, ...]) -> None:
     """Raise UserError for an unknown or absent runtime, with what to install."""
-    extras = {"onnxruntime": "cpu", "openvino": "openvino"}
+    extras = {"onnxruntime": "cpu", "openvino": "openvino", "onnxruntime-cuda": "gpu"}
     if not names:
         raise UserError(f"--runtime: names none; choose from {', '.join(RUNTIMES)}")
     for name in names:
         if name not in RUNTIMES:
             raise UserError(f"--runtime {name}: unknown; choose one of {', '.join(RUNTIMES)}")
-        if importlib.util.find_spec(name) is None:
+        if importlib.util.find_spec(name.partition("-")[0]) is None:
             raise UserError(f"--runtime {name}: not installed; pip install 'patchrank[{extras[name]}]'")
+        if name == "onnxruntime-cuda" and not _sees_cuda():
+            raise UserError(_NO_CUDA)
+
+
+def _sees_cuda() -> bool:
+    import onnxruntime
+
+    return _CUDA in onnxruntime.get_available_providers()
 
 
 def run_in_batches(runner: Runner, image_BHW3: np.ndarray, batch: int) -> dict[str, np.ndarray]:
