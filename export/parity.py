@@ -2,7 +2,8 @@
 
 A near-tie is an image whose scores at rank K and K + 1 are closer than rounding can tell apart. It is excused only
 where its kept set really differs, and then its feature is compared with that set forced; a near-tie that agrees needs
-no excuse and counts like every other image.
+no excuse and counts like every other image. Folding has ties too: a patch whose best two hosts are equally near. Where
+rounding sends it to the other one and the feature shows it, the image is counted as moved; its answer still counts.
 
 Letters: B images, K kept, D feature, Y classes.
 """
@@ -26,8 +27,10 @@ TIED = ("float32", "float16")
 """Precisions in which a graph chooses its patches as PyTorch does."""
 NEAR_TIE = 1e-5
 """Scores at rank K and K + 1 closer than this may change places by rounding."""
+HOST_TIE = {"float32": 1e-5, "float16": 2e-3}
+"""Cosines to two hosts closer than this may change places by rounding; 2e-3 is two units of float16's last place."""
 MAX_EXCUSED = 0.005
-"""Share of images, rounded up to a whole image."""
+"""Share of images, rounded up to a whole image; for excused and for moved ones."""
 
 
 class ParityError(UserError):
@@ -69,6 +72,10 @@ class Parity:
     """Near-ties whose kept set differs."""
     num_forced: int
     """Images compared with their kept set forced."""
+    num_moved: int
+    """Images beyond the limits because a patch joined the other of two equally near hosts; `max_abs` and the cosines
+    are of the others."""
+    moved_cosine_min: float | None
     torch_float16_max_abs: float | None
     """PyTorch's own float16 against its float32, both with the same kept sets."""
     worst: str
@@ -99,6 +106,10 @@ def failures(parity: Parity, limits: Limits) -> list[str]:
         if value is not None and least is not None and not value >= least:
             found.append(f"{name.replace('_', ' ')} {value:.6g} < {least:g}")
     allowed = int(np.ceil(MAX_EXCUSED * parity.num_images))
+    if parity.num_moved > allowed:
+        found.append(
+            f"{parity.num_moved} of {parity.num_images} images fold a patch into another host, more than {allowed}"
+        )
     if limits.kept_agreement is not None and parity.num_excused > allowed:
         found.append(
             f"{parity.num_excused} of {parity.num_images} images keep other patches at a near-tie, more than {allowed}"
@@ -136,15 +147,19 @@ def compare(
     excused_B = near_B & ~same_set_B & (precision in TIED)
     difference_B = torch.stack([row.difference_B for row in rows]).amax(0)
     cosine_B = torch.stack([row.cosine_B for row in rows]).amin(0)
+    moved_B = _moved(known, difference_B, cosine_B, precision)
+    differs_B = difference_B.masked_fill(moved_B, 0)
     same_answer = [row.same_answer_B for row in rows if row.same_answer_B is not None]
     accuracy, torch_accuracy = _accuracies(graph, pictures, rows[0].answer_B, known)
     return Parity(
         num_images=len(pictures.ids),
         batches=tuple(runs),
-        max_abs=float(difference_B.max()),
-        max_abs_by_batch={str(batch): float(row.difference_B.max()) for batch, row in zip(runs, rows)},
-        cosine_min=float(cosine_B.min()),
-        cosine_mean=float(cosine_B.mean()),
+        max_abs=float(differs_B.max()),
+        max_abs_by_batch={
+            str(batch): float(row.difference_B.masked_fill(moved_B, 0).max()) for batch, row in zip(runs, rows)
+        },
+        cosine_min=float(cosine_B.masked_fill(moved_B, 1).min()),
+        cosine_mean=float(cosine_B[~moved_B].mean()) if not moved_B.all() else 1.0,
         kept_agreement=_share(same_set_B[~excused_B]),
         top1_agreement=_share(torch.stack(same_answer).all(0)[~excused_B]) if same_answer else None,
         accuracy=accuracy,
@@ -152,9 +167,21 @@ def compare(
         num_near_ties=int(near_B.sum()),
         num_excused=int(excused_B.sum()),
         num_forced=int(torch.stack([row.forced_B for row in rows]).any(0).sum()),
+        num_moved=int(moved_B.sum()),
+        moved_cosine_min=float(cosine_B[moved_B].min()) if moved_B.any() else None,
         torch_float16_max_abs=_torch_float16(graph, pictures, known) if precision == "float16" else None,
-        worst=pictures.ids[int(difference_B.argmax())],
+        worst=pictures.ids[int(differs_B.argmax())],
     )
+
+
+def _moved(known: Reference, difference_B: Tensor, cosine_B: Tensor, precision: str) -> Tensor:
+    """Which images (B,) are beyond the limits of this precision and have two hosts that rounding cannot tell apart."""
+    if precision not in TIED:
+        return torch.zeros_like(difference_B, dtype=torch.bool)
+    limits = limits_of(precision)
+    beyond_B = cosine_B < limits.cosine_min
+    beyond_B |= difference_B > (float("inf") if limits.max_abs is None else limits.max_abs)
+    return beyond_B & (known.host_margin_B < HOST_TIE[precision])
 
 
 def _accuracies(

@@ -36,6 +36,8 @@ def gate_text(
         num_near_ties=0,
         num_excused=0,
         num_forced=0,
+        num_moved=0,
+        moved_cosine_min=None,
         torch_float16_max_abs=None if half is None else float((half - known_BD).abs().max()),
         worst=texts[int(worst_B.argmax())],
     )

@@ -4,13 +4,15 @@ Letters: B batch, N patches, K kept, D feature, Y classes.
 """
 
 import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.serving import ServingGraph, kept_positions, walk
-from patchrank.pruned import Cut, PrunedTower, State
+from patchrank.pruned import Cut, PrunedTower, Scorer, State
+from patchrank.tokens import gather_tokens
 
 _CHUNK = 16
 
@@ -25,6 +27,9 @@ class Reference:
     """Original positions (B, K) after each cut."""
     margin_B: Tensor
     """Smallest difference of the scores at rank K and K + 1, over the cuts; infinite without one."""
+    host_margin_B: Tensor
+    """Smallest difference of a folded patch's cosines to its best two hosts, over patches and cuts; infinite under
+    drop."""
 
 
 class _Watched(PrunedTower):
@@ -33,6 +38,7 @@ class _Watched(PrunedTower):
     def __init__(self, pruned: PrunedTower) -> None:
         super().__init__(pruned.tower, pruned.spec, pruned.scorer, pruned.added, pruned.metric)
         self.margins: list[Tensor] = []
+        self.host_margins: list[Tensor] = []
 
     def cut(self, state: State, K: int, metric_BNM: Tensor | None, score_BN: Tensor | None) -> tuple[State, Cut]:
         final_BN = self.scorer(state)
@@ -41,19 +47,28 @@ class _Watched(PrunedTower):
         ordered_BN = final_BN.sort(dim=-1, descending=True).values
         if ordered_BN.shape[1] > K:
             self.margins.append(ordered_BN[:, K - 1] - ordered_BN[:, K])
-        return super().cut(state, K, metric_BNM, score_BN)
+        after, cut = super().cut(state, K, metric_BNM, score_BN)
+        if self.spec.rest == "fold" and K > 1 and cut.rest_BR.shape[1]:
+            metric_BNM = F.normalize(self.nearness(state, metric_BNM), dim=-1)
+            rest_BRM, kept_BKM = gather_tokens(metric_BNM, cut.rest_BR), gather_tokens(metric_BNM, cut.keep_BK)
+            best_BR2 = (rest_BRM @ kept_BKM.mT).topk(2).values
+            self.host_margins.append((best_BR2[..., 0] - best_BR2[..., 1]).amin(-1))
+        return after, cut
 
 
-@dataclass
 class _Forced:
-    """A scorer that says "keep" to given positions, cut after cut."""
+    """A scorer that says "keep" to given positions, cut after cut; in merging, patches weigh what the true one says."""
 
-    kept: list[Tensor]
-    calls: int = field(default=0)
+    def __init__(self, kept: list[Tensor], scorer: Scorer) -> None:
+        self.kept, self.scorer, self.calls = kept, scorer, 0
+        if hasattr(scorer, "merge_weight"):
+            self.merge_weight = lambda score_BN: scorer.merge_weight(self.true_BN)
 
     def __call__(self, state: State) -> Tensor:
         kept_BK = self.kept[self.calls]
         self.calls += 1
+        if hasattr(self, "merge_weight"):
+            self.true_BN = self.scorer(state)
         member_BN = (state.position_BN.unsqueeze(2) == kept_BK.unsqueeze(1)).any(-1)
         # Among the kept ones the earlier in the list goes first, so that ties between hosts fall the same way.
         rank_BN = (state.position_BN.unsqueeze(2) == kept_BK.unsqueeze(1)).int().argmax(-1)
@@ -72,15 +87,21 @@ def reference(graph: ServingGraph, image_BHW3: Tensor) -> Reference:
     for chunk in image_BHW3.split(_CHUNK):
         watched = _Watched(graph.pruned).eval()
         feature_BD, cuts = walk(watched, graph.pixels(chunk))
-        margins = torch.stack(watched.margins) if watched.margins else torch.full((1, len(chunk)), float("inf"))
-        parts.append((*_answers(graph, feature_BD), kept_positions(cuts), margins.amin(0)))
-    features, logits, kept, margins = zip(*parts)
+        margins = [_smallest(found, len(chunk)) for found in (watched.margins, watched.host_margins)]
+        parts.append((*_answers(graph, feature_BD), kept_positions(cuts), *margins))
+    features, logits, kept, margins, host_margins = zip(*parts)
     return Reference(
         feature_BD=torch.cat(features),
         logit_BY=None if logits[0] is None else torch.cat(logits),
         kept=[torch.cat(of_cut) for of_cut in zip(*kept)],
         margin_B=torch.cat(margins),
+        host_margin_B=torch.cat(host_margins),
     )
+
+
+def _smallest(margins: list[Tensor], num_images: int) -> Tensor:
+    """Per image over the cuts; infinite where nothing was decided."""
+    return torch.stack([*margins, torch.full((num_images,), float("inf"))]).amin(0)
 
 
 @torch.no_grad()
@@ -98,7 +119,8 @@ def forced(graph: ServingGraph, image_BHW3: Tensor, kept: list[Tensor], *, half:
     features = []
     for start in range(0, len(image_BHW3), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        walker = PrunedTower(tower, spec, _Forced([kept_BK[rows] for kept_BK in kept]), added, metric).eval()
+        scorer = _Forced([kept_BK[rows] for kept_BK in kept], pruned.scorer)
+        walker = PrunedTower(tower, spec, scorer, added, metric).eval()
         image_BCHW = graph.pixels(image_BHW3[rows])
         features.append(walker(image_BCHW.half() if half else image_BCHW).float())
     return _answers(graph, torch.cat(features))

@@ -25,8 +25,8 @@ class BadClasses(ValueError):
 
 def tokenizer_of(note: dict[str, Any]) -> Tokenize:
     """The tokenizer that a text tower's manifest names. Raises: UserError where its files are not in the export."""
-    if note["kind"] == "utf-8 bytes":
-        return lambda texts: tokenize(texts, note["context"]).numpy()
+    if note["kind"] in ("utf-8 bytes", "word pieces"):
+        return lambda texts: tokenize(texts, note["context"], note.get("merges", 0)).numpy()
     if note["kind"] == "open_clip":
         import open_clip
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from patchrank.errors import UserError
 from patchrank.loading import LoadedClip
-from patchrank.text import END, PAD, TextTower, tokenize
+from patchrank.text import END, PAD, START, TextTower
 from patchrank.text_encoders import HfText, OpenClipText, OwnText
 from patchrank.tokens import gather_tokens
 
@@ -53,6 +53,8 @@ class _Own(nn.Module):
         bias_B11L = torch.where(token_BL == PAD, float("-inf"), 0.0).to(x_BLC.dtype)[:, None, None]
         for block in tower.blocks:
             x_BLC = block(x_BLC, bias_B11L)
+        if tower.config.pool == "mean":
+            return tower.proj(tower.mean(x_BLC, token_BL))
         end_B1 = (token_BL == END).int().argmax(1, keepdim=True)
         return tower.proj(tower.norm(gather_tokens(x_BLC, end_B1)[:, 0]))
 
@@ -90,7 +92,7 @@ def text_graph(clip: LoadedClip) -> TextGraph:
 def tokens_of(clip: LoadedClip, texts: list[str]) -> Tensor:
     """Token ids (B, L) int64 of texts, padded to the tower's full context."""
     if isinstance(clip.text, OwnText):
-        return tokenize(texts, clip.text.tower.config.context)
+        return clip.text.tower.tokenize(texts)
     if isinstance(clip.text, OpenClipText):
         return clip.text.tokenizer(texts).long()
     length = clip.text.model.config.text_config.max_position_embeddings
@@ -101,7 +103,9 @@ def tokens_of(clip: LoadedClip, texts: list[str]) -> Tensor:
 def tokenizer_note(clip: LoadedClip) -> dict[str, str | int]:
     """What a client needs in order to make the same tokens."""
     if isinstance(clip.text, OwnText):
-        return {"kind": "utf-8 bytes", "context": clip.text.tower.config.context, "start": 256, "end": 257, "pad": 258}
+        config = clip.text.tower.config
+        kind = {"kind": "word pieces", "merges": config.num_merges} if config.num_merges else {"kind": "utf-8 bytes"}
+        return kind | {"context": config.context, "start": START, "end": END, "pad": PAD}
     kind = "open_clip" if isinstance(clip.text, OpenClipText) else "transformers"
     return {"kind": kind, "name": clip.model_name, "context": int(tokens_of(clip, ["a"]).shape[1])}
 

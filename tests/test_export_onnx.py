@@ -33,6 +33,7 @@ from patchrank.loading import load_clip
 from patchrank.macs import pruned_macs
 from patchrank.preprocess import Preprocess
 from patchrank.pruned import PrunedTower
+from patchrank.salient import Salient
 from patchrank.scorers import SCORERS
 from patchrank.spec import PruneSpec
 from patchrank.text import TextConfig, TextTower
@@ -129,8 +130,11 @@ def test_a_classifier_head_reads_features_as_they_are() -> None:
     torch.testing.assert_close(graph(graph.example())[1], feature_BD[:, :5] + bias_Y)
 
 
-def test_forced_sets_reproduce_the_free_walk_and_change_it() -> None:
-    graph = small_graph(replace(SPEC, cuts=((0, 0.75), (1, 0.5))))
+@pytest.mark.parametrize("select", ["suppress", "cover"])
+def test_forced_sets_reproduce_the_free_walk_and_change_it(select: str) -> None:
+    graph = small_graph(replace(SPEC, cuts=((0, 0.75), (1, 0.5)), select=select))
+    if select == "cover":
+        graph.pruned.scorer = Salient()
     image = graph.example(5)
     known = reference(graph, image)
     again, _ = forced(graph, image, known.kept)
@@ -293,11 +297,38 @@ def test_a_near_tie_is_excused_only_where_the_kept_set_differs() -> None:
     assert failures(wrong, limits_of("float32")), "other patches without a tie are a fault"
 
 
+def test_host_margin_is_zero_at_a_tie_and_infinite_under_drop() -> None:
+    graph = small_graph()
+    free = reference(graph, graph.example(3)).host_margin_B
+    assert (free > 0).all() and (free < 2).all()
+    graph.pruned.metric = lambda state: torch.ones(state.patches_BNC.shape[:2]).unsqueeze(-1)
+    assert reference(graph, graph.example(3)).host_margin_B.tolist() == [0, 0, 0]
+    dropped = small_graph(replace(SPEC, rest="drop"))
+    assert reference(dropped, dropped.example(3)).host_margin_B.isinf().all()
+
+
+def test_another_host_is_moved_only_between_equally_near_ones() -> None:
+    graph = small_graph()
+    pictures = Pictures(list("abcd"), graph.example(4))
+    known = reference(graph, pictures.image_BHW3)
+    feature = known.feature_BD.clone()
+    feature[1] = feature[1].roll(1)
+    known.host_margin_B[:] = 1e-6
+    moved = compare(outputs_as_of(known, known.kept[0], feature), graph, pictures, "float32", known)
+    assert (moved.num_moved, moved.max_abs, moved.cosine_min) == (1, 0.0, pytest.approx(1.0))
+    assert moved.moved_cosine_min < 0.99
+    assert failures(moved, limits_of("float32")) == [], "one of four is within the rounding up"
+    assert len(failures(replace(moved, num_moved=2), limits_of("float32"))) == 1
+    known.host_margin_B[:] = 1e-3
+    wrong = compare(outputs_as_of(known, known.kept[0], feature), graph, pictures, "float32", known)
+    assert wrong.num_moved == 0 and failures(wrong, limits_of("float32"))
+
+
 def perfect(**changes) -> Parity:
     values = dict(
         num_images=100, batches=(1,), max_abs=0.0, max_abs_by_batch={}, cosine_min=1.0, cosine_mean=1.0,
-        kept_agreement=1.0, top1_agreement=1.0, num_near_ties=0, num_excused=0, num_forced=0,
-        accuracy=None, torch_accuracy=None, torch_float16_max_abs=1e-3, worst="w",
+        kept_agreement=1.0, top1_agreement=1.0, num_near_ties=0, num_excused=0, num_forced=0, num_moved=0,
+        moved_cosine_min=None, accuracy=None, torch_accuracy=None, torch_float16_max_abs=1e-3, worst="w",
     )  # fmt: skip
     return Parity(**(values | changes))
 
@@ -311,8 +342,10 @@ def perfect(**changes) -> Parity:
         ("float32", dict(kept_agreement=0.99)),
         ("float32", dict(top1_agreement=0.99)),
         ("float32", dict(num_excused=2)),
+        ("float32", dict(num_moved=2)),
         ("float16", dict(max_abs=2.1e-3)),
         ("float16", dict(top1_agreement=0.998)),
+        ("float16", dict(num_moved=2)),
         ("int8", dict(cosine_mean=0.997)),
     ],
 )
