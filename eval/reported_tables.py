@@ -13,6 +13,17 @@ from patchrank.atomic import write_json
 from patchrank.errors import UserError
 
 FOLDER = Path(__file__).parent / "reported"
+SEVEN = ("caltech101", "pets", "flowers102", "food101", "aircraft", "dtd", "ucf101")
+"""The seven data sets, as the tables order them."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that does not add up, or that a table does not say of itself."""
+
+    kind: str
+    table: str
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,23 @@ def tower() -> VisionTower:
     return make_tower()
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """The folder of a saved CLIP of 16 patches and 6 blocks with random weights."""
+    from tiny_clip import save_tiny_clip  # which imports `make_tower` from here
+
+    return save_tiny_clip(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def one_thread():
+    """One thread of torch, whose number decides the last bits of a sum."""
+    former = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(former)
+
+
 @pytest.fixture
 def images() -> torch.Tensor:
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(7))

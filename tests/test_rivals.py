@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ from patchrank.macs import dense_macs
 from patchrank.presets import spec_for_macs
 from patchrank.pruned import PrunedTower
 from patchrank.scorers import SCORERS
+from patchrank.torchvision_shim import ensure_torchvision
 from patchrank.tower import TowerConfig, VisionTower
 
 VIT_TI = TowerConfig(image_size=(224, 224), patch_size=16, width=192, num_layers=12, num_heads=3, mlp_width=768)
@@ -396,6 +398,8 @@ def test_farthest_fold_keeps_everything_in_sizes(tower: VisionTower, images: Ten
 
 
 def test_ours_is_what_apply_does(images: Tensor) -> None:
+    if find_spec("timm") is not None:
+        ensure_torchvision()
     timm = pytest.importorskip("timm")
     shape = dict(img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=4, num_classes=0)
     model = timm.models.VisionTransformer(**shape).eval()

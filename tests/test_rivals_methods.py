@@ -128,59 +128,74 @@ def test_mlerp_is_the_mean_direction_at_the_largest_norm(num_tokens: int, share:
 # PiToMe
 
 
-@settings(max_examples=20)
-@given(num_patches=st.integers(2, 13), share=st.floats(0, 1), margin=st.floats(0, 0.9), seed=st.integers(0, 10_000))
-def test_pitome_pairs_as_the_loops_do(num_patches: int, share: float, margin: float, seed: int) -> None:
+@settings(max_examples=25)
+@given(
+    num_patches=st.integers(2, 13),
+    share=st.floats(0, 1),
+    margin=st.floats(0, 0.9),
+    protect=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+def test_pitome_pairs_as_the_loops_do(num_patches: int, share: float, margin: float, protect: bool, seed: int) -> None:
     K = max(1, round(share * (num_patches // 2)))
     unit_NM = F.normalize(draw(num_patches, 3, seed=seed), dim=-1)
     cosine = (unit_NM @ unit_NM.T).tolist()
-    energies = [sum(c if c >= margin else math.exp(c - margin) - 1 for c in row) / num_patches for row in cosine]
+    energies = [sum(c - margin if c >= margin else math.exp(c - margin) - 1 for c in row) for row in cosine]
     order = sorted(range(num_patches), key=lambda i: -energies[i])
     if min((energies[i] - energies[j] for i, j in itertools.pairwise(order)), default=1) < 1e-5:
         return  # a tie in rounding
-    a, b, protected = order[: 2 * K : 2], order[1 : 2 * K : 2], order[2 * K :]
-    found = pitome.pairs((unit_NM @ unit_NM.T).unsqueeze(0), K, margin)
-    assert [part[0].tolist() for part in (found[0], found[1], found[3])] == [a, b, protected]
-    assert [b[place] for place in found[2][0].tolist()] == [max(b, key=lambda j: cosine[i][j]) for i in a]
+    taking_part = order[: 2 * K] if protect else order
+    a, b = taking_part[::2], taking_part[1::2]
+    host_of = {i: max(b, key=lambda j: cosine[i][j]) for i in a}
+    merged = sorted(a, key=lambda i: -cosine[i][host_of[i]])[:K]
+    guest, hosts, place, others = (
+        part[0].tolist() for part in pitome.pairs((unit_NM @ unit_NM.T)[None], K, margin, protect=protect)
+    )
+    assert hosts == b and sorted(others) == sorted(set(order) - set(merged) - set(b))
+    assert {i: hosts[at] for i, at in zip(guest, place)} == {i: host_of[i] for i in merged}
 
 
 def test_pitome_merges_the_crowd_and_spares_the_lonely(tower: VisionTower, images: Tensor) -> None:
     left = pitome.left_after(tower.config, 0.8)
     assert left == {0: 13, 1: 10, 2: 8, 3: 7, 4: 5}, "0.8 of what is there, never the last block"
-    step = step_of(tower, 1, images)
-    tokens_BLC, size_BL = pitome.PiToMe(tower, {1: 13}).reduce(step)
-    assert tokens_BLC.shape == (3, 14, 32) and size_BL.sum(1).eq(17).all()
-    metric_NM = F.normalize(step.block.mean_head(step.key_BLC[0, 1:]), dim=-1)
-    a_BK, b_BK, host_BK, protected = pitome.pairs((metric_NM @ metric_NM.T).unsqueeze(0), 3, 0.9 - 0.9 / 6)
-    rows = [step.x_BLC[0, 1 + i] for i in protected[0]]
-    for place, b in enumerate(b_BK[0].tolist()):
-        members = [b] + [a for a, host in zip(a_BK[0].tolist(), host_BK[0].tolist()) if host == place]
-        rows.append(step.x_BLC[0, [1 + i for i in members]].mean(0))
-    torch.testing.assert_close(tokens_BLC[0], torch.stack([step.x_BLC[0, 0], *rows]))
+    for layer, protect in ((1, False), (3, True)):
+        step = step_of(tower, layer, images)
+        tokens_BLC, size_BL = pitome.PiToMe(tower, {layer: 13}).reduce(step)
+        assert tokens_BLC.shape == (3, 14, 32) and size_BL.sum(1).eq(17).all()
+        metric_NM = F.normalize(step.block.mean_head(step.key_BLC[0, 1:]), dim=-1)
+        pairs = pitome.pairs((metric_NM @ metric_NM.T)[None], 3, 0.75 * (1 - layer / 6), protect=protect)
+        guest, hosts, place, others = (part[0].tolist() for part in pairs)
+        assert len(hosts) == (3 if protect else 8)
+        rows = [step.x_BLC[0, 1 + i] for i in others]
+        for number, host in enumerate(hosts):
+            members = [host] + [i for i, at in zip(guest, place) if at == number]
+            rows.append(step.x_BLC[0, [1 + i for i in members]].mean(0))
+        torch.testing.assert_close(tokens_BLC[0], torch.stack([step.x_BLC[0, 0], *rows]))
 
 
 # VisionZip
 
 
-def test_visionzip_is_the_attended_and_the_means_of_the_others(tower: VisionTower, images: Tensor) -> None:
+def test_visionzip_is_the_attended_and_the_gathered_others(tower: VisionTower, images: Tensor) -> None:
     assert visionzip.split(64) == (54, 10) and visionzip.split(2) == (1, 1)
-    assert visionzip.targets(10, 3) == [0, 3, 6]
-    step, K = step_of(tower, 1, images), 9
+    assert visionzip.targets(11, 3) == [0, 3, 6] and visionzip.targets(3, 3) == [0, 1, 2]
+    step, K = step_of(tower, 1, images), 12
     num_dominant, num_targets = visionzip.split(K)
     tokens_BLC, size_BL = visionzip.VisionZip(tower, 1, K).reduce(step)
-    assert tokens_BLC.shape == (3, 10, 32) and size_BL is None
+    assert tokens_BLC.shape == (3, 13, 32) and size_BL is None
     attention_BN = evit.class_row(step.block, step.before_BLC, step.key_BLC)[:, 1:]
     for image in range(3):
         order = sorted(range(16), key=lambda i: -attention_BN[image, i].item())
         rest = sorted(order[num_dominant:])
-        chosen = [rest[place * len(rest) // num_targets] for place in range(num_targets)]
+        chosen = rest[:: len(rest) // num_targets][:num_targets]
         keys = step.block.mean_head(step.key_BLC[image, 1:])
-        groups = {target: [target] for target in chosen}
+        groups = {target: [] for target in chosen}
         for i in rest:
             if i not in chosen:
                 groups[max(chosen, key=lambda t: F.cosine_similarity(keys[i], keys[t], dim=0).item())].append(i)
         patches = step.x_BLC[image, 1:]
-        rows = [patches[i] for i in order[:num_dominant]] + [patches[group].mean(0) for group in groups.values()]
+        rows = [patches[i] for i in order[:num_dominant]]
+        rows += [patches[i] + (patches[group].mean(0) if group else 0) for i, group in groups.items()]
         torch.testing.assert_close(tokens_BLC[image, 1:], torch.stack(rows))
 
 
@@ -192,27 +207,32 @@ def test_diffrate_prunes_the_last_and_merges_those_before(tower: VisionTower, im
     size_BL[:, 1:] = torch.arange(1.0, 17.0)
     step = step_of(tower, 2, images, size_BL)
     tokens_BLC, found_BL = diffrate.DiffRate(tower, {2: (8, 3)}).reduce(step)
-    attention_BN = evit.class_row(step.block, step.before_BLC, step.key_BLC)[:, 1:]
+    q, k, _ = (
+        part.unflatten(-1, (4, 8)).transpose(1, 2)
+        for part in step.block.qkv(step.block.norm1(step.before_BLC)).chunk(3, -1)
+    )
+    attention_BN = (q @ k.mT / 8**0.5 + size_BL.log()[:, None, None]).softmax(-1).mean(1)[:, 0, 1:]
     for image in range(3):
         order = sorted(range(16), key=lambda i: -attention_BN[image, i].item())
-        kept, merged = order[:8], order[8:11]
-        keys = step.block.mean_head(step.key_BLC[image, 1:])
-        groups = {i: [i] for i in kept}
+        kept, merged, patches = order[:8], order[8:11], step.x_BLC[image, 1:]
+        groups, sizes = {i: [i] for i in kept}, {i: float(i + 1) for i in kept}
         for i in merged:
-            groups[max(kept, key=lambda j: F.cosine_similarity(keys[i], keys[j], dim=0).item())].append(i)
-        for place, group in enumerate(groups.values()):
-            sizes = torch.tensor([float(i + 1) for i in group])
-            mean = (step.x_BLC[image, [1 + i for i in group]] * sizes.unsqueeze(1)).sum(0) / sizes.sum()
-            torch.testing.assert_close(tokens_BLC[image, 1 + place], mean, atol=1e-5, rtol=1e-4)
-            assert found_BL[image, 1 + place] == sizes.sum()
+            cosines = {j: F.cosine_similarity(patches[i], patches[j], dim=0).item() for j in kept}
+            host = max(cosines, key=cosines.__getitem__)
+            groups[host].append(i)
+            sizes[host] += max(0.0, cosines[host]) * (i + 1)
+        expected = torch.stack([patches[group].mean(0) for group in groups.values()])
+        torch.testing.assert_close(tokens_BLC[image, 1:], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found_BL[image, 1:], torch.tensor(list(sizes.values())))
 
 
 def test_diffrate_schedules_scale_and_are_checked(tower: VisionTower, tmp_path: Path) -> None:
-    schedule = diffrate.Schedule((0.5, 1.0, 0.5, 1.0, 1.0), (0.0, 0.0, 1.0, 0.0, 0.0))
-    assert diffrate.counts(tower.config, schedule, 0.25) == {0: (8, 0), 2: (4, 4)}
-    assert diffrate.counts(tower.config, schedule, 1 / 16) == {0: (4, 0), 2: (1, 3)}
+    assert diffrate.compressed_layers(tower.config) == (1, 2, 3, 4), "as published, the first block is left whole"
+    schedule = diffrate.Schedule((0.5, 1.0, 0.5, 1.0), (0.0, 0.0, 1.0, 0.0))
+    assert diffrate.counts(tower.config, schedule, 0.25) == {1: (8, 0), 3: (4, 4)}
+    assert diffrate.counts(tower.config, schedule, 1 / 16) == {1: (4, 0), 3: (1, 3)}
     (tmp_path / diffrate.FILE).write_text('{"schedule": {"keep": [0.9], "merged": [0.5]}}')
-    with pytest.raises(UserError, match=r"is no schedule for this tower .must hold 5 ratios"):
+    with pytest.raises(UserError, match=r"is no schedule for this tower .must hold 4 ratios"):
         diffrate.read_schedule(tmp_path, tower.config)
 
 

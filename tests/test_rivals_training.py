@@ -16,26 +16,10 @@ from torch import Tensor
 from eval.rivals import build, calibrated, diffrate, dtem, rates, tome
 from eval.rivals.dtem_soft import soft_features, soft_match
 from eval.rivals.train import METHODS, RivalTrainConfig, check, main, plans, train
-from patchrank.checkpoints.saved import save_clip
 from patchrank.errors import UserError
 from patchrank.loading import load_clip
 from patchrank.macs import dense_macs
-from patchrank.preprocess import Preprocess
-from patchrank.text import TextConfig, TextTower
 from patchrank.tower import VisionTower
-
-HALF = (0.5, 0.5, 0.5)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    """A CLIP of 16 patches and 6 blocks with random weights."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    torch.manual_seed(0)
-    text = TextTower(TextConfig(width=16, num_layers=1, num_heads=2, mlp_width=16, output_dim=24))
-    preprocess = Preprocess(image_size=(32, 32), resize=32, mean=HALF, std=HALF)
-    save_clip(folder, make_tower(num_layers=6), text, preprocess, 20.0, name="tiny", dtype=torch.float32)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +122,9 @@ def test_mutations_stay_in_range_and_the_search_never_loses(images: Tensor) -> N
         assert all(0 < keep < 1 for keep in schedule.keep) and all(0 <= share <= 1 for share in schedule.merged)
     with torch.no_grad():
         x_nLC, dense_nD = tower.embed(images), tower(images)
-        best, values = rates.search(tower, 0.5, x_nLC, dense_nD, num_steps=25, seed=0)
-        assert rates.cosine_of(tower, 0.5, best, x_nLC, dense_nD) == pytest.approx(values[-1])
-        again = rates.search(tower, 0.5, x_nLC, dense_nD, num_steps=25, seed=0)
+        best, values = rates.search(tower, 0.6, x_nLC, dense_nD, num_steps=25, seed=0)
+        assert rates.cosine_of(tower, 0.6, best, x_nLC, dense_nD) == pytest.approx(values[-1])
+        again = rates.search(tower, 0.6, x_nLC, dense_nD, num_steps=25, seed=0)
     assert values == sorted(values) and values[-1] > values[0] and again == (best, values)
 
 

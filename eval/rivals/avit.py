@@ -3,6 +3,7 @@
 Source: Yin et al. 2022, "A-ViT: Adaptive Tokens for Efficient Vision Transformer", section 3: behind every block a
 token's halting score is sigmoid(5 t - 10) of one of its channels t (the first); a token whose scores add up to one is
 zeroed and masked from then on.
+The numbers 5 and 10 are the paper's; its repository trains with 10 and 30 or 75.
 Deviations: the paper trains the tower with a ponder loss, which teaches that channel; here the tower is frozen, as in
 Patch Ranking's comparison. Tokens halt by rank of the accumulated score, the same number in every image, so that a
 budget is met and batches stay dense; the answer is the class token's last state, not its mean over blocks.

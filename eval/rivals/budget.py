@@ -1,5 +1,6 @@
 """What rivals share: a module that knows its MACs, files that some need, the setting that meets a budget."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from patchrank.macs import dense_macs
 from patchrank.tower import TowerConfig, VisionTower
 
 
-class Rival(nn.Module):
+class Rival(nn.Module, ABC):
     """image (B, 3, H, W) -> feature (B, D) of a frozen tower, and what one image costs.
 
+    A method whose walk begins at block 0 also has `forward_from`: tokens (B, P + N, C) that enter it -> the feature.
     Args: tower, the dense one; macs: multiply-accumulates per image of what `forward` computes, in closed form.
     """
 
@@ -21,9 +23,9 @@ class Rival(nn.Module):
         self.tower = tower
         self.macs = macs
 
-    def forward_from(self, x_BLC: Tensor) -> Tensor:
-        """Feature (B, D) of tokens (B, P + N, C) that enter block 0, where a method's walk begins there."""
-        raise NotImplementedError
+    @abstractmethod
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """Feature (B, D) of normalised images (B, 3, H, W)."""
 
     @property
     def macs_share(self) -> float:

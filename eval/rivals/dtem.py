@@ -3,8 +3,8 @@
 Source: Lee & Hong 2024, "Learning to Merge Tokens via Decoupled Embedding for Efficient Vision Transformers", sections
 3.1 and 3.3: in every merging block a linear map of what the block's attention reads gives each token an embedding, and
 ToMe's matching compares embeddings instead of keys; merged tokens are means weighted with sizes. Training: `dtem_soft`.
-Deviation: the embedding starts as the block's keys, mean over heads (so an untrained one is ToMe exactly), with as
-many channels; the paper's starts at random with 64.
+Deviations: the embedding starts as the block's keys, mean over heads, so an untrained one is ToMe exactly; the authors'
+starts at random. It has the channels of a head, as theirs below width 1024; theirs has twice as many from there on.
 
 Letters: B batch, L tokens, C width, M embedding channels.
 """

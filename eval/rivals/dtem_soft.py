@@ -4,9 +4,11 @@ Every token of A has a gate (how far it is merged: a sigmoid around the r-th bes
 host (a softmax over its cosines). What it gives is added to its hosts, what it keeps is its weight as a key. The r
 tokens that the hard matching merges stay in the sequence until the next merging block, then they are gone.
 Source: Lee & Hong 2024, section 3.2 (soft grouping, soft merging, sizes as attention weights). Deviations: the gate is
-a sigmoid where the paper relaxes the top-k by iteration; the loss is the distance to the unpruned feature, without
-labels. Temperature: 0.03 in cosines; on a ViT-Ti its gradient lowered the loss of the hard walk, that of 0.1 and a
-straight-through forward did not. As it goes to zero the features become those of the hard walk.
+a sigmoid where the paper relaxes the top-k by iteration over each token's three best hosts; the tokens that leave are
+those of the hard matching, theirs are the lightest; gradients also reach an embedding through the ones above it, theirs
+stop at an embedding's input; the loss is the distance to the unpruned feature, without labels. Temperature: 0.03 in
+cosines; on a ViT-Ti its gradient lowered the loss of the hard walk, that of 0.1 and a straight-through forward did not.
+As it goes to zero the features become those of the hard walk.
 
 Letters: B batch, L tokens alive (prefix first), S tokens in the sequence, A and X tokens of the two sets, C width.
 """

@@ -4,8 +4,9 @@ Source: Liang et al. 2022, "Not All Patches are What You Need", sections 3.2 and
 MLP, the K patches of highest class attention (mean over heads) stay, the others become one token, their average
 weighted by that attention. The fused token is an ordinary patch from then on. Published stages: blocks 4, 7 and 10 of
 12 with one keep rate.
-Deviations: fusing weights add up to one (the paper trains its tower, a frozen one expects tokens of usual length); the
-class row of the attention is computed once more beside fused attention, and counted.
+Deviations: fusing weights add up to one (the paper trains its tower, a frozen one expects tokens of usual length, and
+is a little better with them); keep counts are rounded, not up, and meet a budget; the class row of the attention is
+computed once more beside fused attention, and counted.
 
 Letters: B batch, L tokens, P prefix tokens, N patches present, K kept, R rest, C width, H heads.
 """
@@ -25,13 +26,19 @@ _STEPS = 10_000
 """Resolution of the keep rate."""
 
 
-def class_row(block: Block, x_BLC: Tensor, key_BLC: Tensor) -> Tensor:
-    """Attention (B, L) of token 0 in this block, mean over heads, from the block's input and keys."""
+def class_row(block: Block, x_BLC: Tensor, key_BLC: Tensor, size_BL: Tensor | None = None) -> Tensor:
+    """Attention (B, L) of token 0 in this block, mean over heads, from the block's input and keys.
+
+    Args: size_BL float, how many patches a token stands for, where that weighs in the block's attention.
+    """
     width = x_BLC.shape[-1]
     bias = None if block.qkv.bias is None else block.qkv.bias[:width]
     q_B1C = linear(block.norm1(x_BLC[:, :1]), block.qkv.weight[:width], bias)
     q, k = (part.unflatten(-1, (block.num_heads, -1)).transpose(1, 2) for part in (q_B1C, key_BLC))
-    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1).mean(1).squeeze(1)
+    logit_BH1L = q @ k.mT * q.shape[-1] ** -0.5
+    if size_BL is not None:
+        logit_BH1L = logit_BH1L + size_BL.log()[:, None, None, :]
+    return logit_BH1L.softmax(-1).mean(1).squeeze(1)
 
 
 def keep_and_fuse(patches_BNC: Tensor, attention_BN: Tensor, K: int) -> Tensor:

@@ -4,7 +4,8 @@ Source: Kim et al. 2024, "Token Fusion: Bridging the Gap between Token Pruning a
 pairs are found as ToMe finds them; in early blocks, which are far from linear, the token of A is dropped and its host
 stays as it is; in late ones both become one token in the direction of their mean with the largest of their norms.
 Deviations: early is the lower half of the blocks (the paper chooses the depth per model); means are weighted by size
-and sizes bias the attention as in ToMe, for dropped tokens they do not count.
+and sizes bias the attention as in ToMe, for dropped tokens they do not count. The authors published no code; the
+version in PiToMe's repository has neither sizes nor an exact norm, and loses by it on a frozen tower (docs/rivals.md).
 
 Letters: as in `eval.rivals.tome`.
 """

@@ -3,8 +3,9 @@
 Source: Bolya et al. 2023, "Token Merging: Your ViT But Faster", section 3: between attention and MLP of a block the
 tokens are split into alternating sets A and B; each token of A points at its most similar one in B by the keys, mean
 over heads; the r strongest pairs are merged by a mean weighted with sizes; attention adds log size to a key's logit.
-Deviations: none in the merging. r: "constant in every block" in integers cannot meet a budget to 1 %, so the first few
-blocks merge one token more; the last block of a tower with class pooling computes the class row only, as in every row.
+Deviations: none in the merging, checked beside the authors' code (docs/rivals.md). r: "constant in every block" in
+integers cannot meet a budget to 1 %, so the first few blocks merge one token more; the last block of a tower with class
+pooling computes the class row only, as in every row.
 One-shot: all merges in one block, in as many rounds of matching as it takes (a round merges at most half of the
 patches); keys of merged tokens are averaged as the tokens are.
 

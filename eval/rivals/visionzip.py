@@ -1,10 +1,12 @@
-"""VisionZip-style: dominant patches by class attention, contextual ones that average the others; training-free.
+"""VisionZip-style: dominant patches by class attention, contextual ones that gather the others; training-free.
 
-Source: Yang et al. 2025, "VisionZip: Longer is Better but Not Necessary in Vision Language Models", section 3.2: the
-patches with most class attention stay as they are; of the others some, uniformly spaced, become targets, and each of
-the rest joins the target of most similar key; a target becomes the mean of its group.
+Source: Yang et al. 2025, "VisionZip: Longer is Better but Not Necessary in Vision Language Models", section 3.2, and
+its code (docs/rivals.md): the patches with most class attention stay as they are; of the others some, evenly spaced,
+become targets, and each of the rest joins the target of most similar key, mean over heads; a target becomes its own
+token plus the mean of its guests.
 Deviations: the paper reduces what a language model sees, behind the image tower; here it happens in one block a
-quarter up, so that the tower itself saves. Dominant to contextual 54 : 10 as its 64-token setting.
+quarter up, between attention and MLP, so that the tower itself saves. Dominant to contextual 54 : 10 as its 64-token
+setting, which counts the class token among the 54.
 
 Letters: B batch, N patches present, D dominant, T targets, R others.
 """
@@ -15,7 +17,6 @@ from torch import Tensor
 
 from eval.rivals.budget import class_token, nearest_setting
 from eval.rivals.evit import class_row
-from eval.rivals.tome import average_into
 from eval.rivals.walk import Step, Walk
 from patchrank.presets import default_layer
 from patchrank.tokens import gather_tokens, rank
@@ -31,20 +32,20 @@ def split(K: int) -> tuple[int, int]:
 
 
 def targets(num_rest: int, num_targets: int) -> list[int]:
-    """Uniformly spaced places among the patches that are not dominant."""
-    return [place * num_rest // num_targets for place in range(num_targets)]
+    """Evenly spaced places among the patches that are not dominant, from the first in whole steps."""
+    return [place * (num_rest // num_targets) for place in range(num_targets)]
 
 
 def contextual(rest_BRC: Tensor, metric_BRM: Tensor, place_T: list[int]) -> Tensor:
-    """Means (B, T, C) of the groups around the targets. Args: patches (B, R, C) and their keys (B, R, M)."""
+    """Targets (B, T, C), each plus the mean of its guests. Args: patches (B, R, C) and their keys (B, R, M)."""
     others = sorted(set(range(rest_BRC.shape[1])) - set(place_T))
     unit_BRM = F.normalize(metric_BRM, dim=-1)
     host_BO = (unit_BRM[:, others] @ unit_BRM[:, place_T].mT).argmax(-1)
-    ones_BR = rest_BRC.new_ones(rest_BRC.shape[:2])
-    means_BTC, _ = average_into(
-        rest_BRC[:, place_T], ones_BR[:, place_T], rest_BRC[:, others], ones_BR[:, others], host_BO
-    )
-    return means_BTC
+    none_BT, ones_BO = rest_BRC.new_zeros(len(rest_BRC), len(place_T)), rest_BRC.new_ones(host_BO.shape)
+    num_BT1 = none_BT.scatter_add(1, host_BO, ones_BO).clamp_min(1).unsqueeze(-1)
+    targets_BTC, guest_BOC = rest_BRC[:, place_T], rest_BRC[:, others]
+    sum_BTC = torch.zeros_like(targets_BTC).scatter_add(1, host_BO.unsqueeze(-1).expand_as(guest_BOC), guest_BOC)
+    return targets_BTC + sum_BTC / num_BT1
 
 
 def choice_macs(config: TowerConfig, K: int) -> int:
@@ -70,13 +71,13 @@ class VisionZip(Walk):
         order_BN = rank(class_row(step.block, step.before_BLC, step.key_BLC)[:, prefix:])
         rest_BR = order_BN[:, num_dominant:].sort(dim=1).values
         key_BNM = step.block.mean_head(step.key_BLC[:, prefix:])
-        means_BTC = contextual(
+        targets_BTC = contextual(
             gather_tokens(patches_BNC, rest_BR),
             gather_tokens(key_BNM, rest_BR),
             targets(num_patches - num_dominant, num_targets),
         )
         dominant = gather_tokens(patches_BNC, order_BN[:, :num_dominant])
-        return torch.cat([step.x_BLC[:, :prefix], dominant, means_BTC], dim=1), None
+        return torch.cat([step.x_BLC[:, :prefix], dominant, targets_BTC], dim=1), None
 
 
 def build(tower: VisionTower, macs: float) -> VisionZip:

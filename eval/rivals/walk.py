@@ -5,6 +5,7 @@ A method is a subclass with `reduce`; it costs what the patches that it leaves c
 Letters: B batch, P prefix tokens, L tokens, C width.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -75,9 +76,9 @@ class Walk(Rival):
         super().__init__(tower, walk_macs(tower.config, left, choice))
         self.left = dict(left)
 
+    @abstractmethod
     def reduce(self, step: Step) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, P + left, C), prefix first, and sizes (B, P + left), None if keys shall not be weighed."""
-        raise NotImplementedError
 
     def tokens(self, x_BLC: Tensor) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, L, C) behind the last block (class row only, where it pools so) and their sizes (B, L').
