@@ -3,6 +3,8 @@
 import sys
 
 from eval import (
+    claims,
+    claims_match,
     compare,
     composition,
     kernels,
@@ -34,7 +36,9 @@ COMMANDS = {
     "throughput": (throughput.ThroughputConfig, throughput.main),
     "trained": (trained.TrainedConfig, trained.main),
     "reported": (reported_tables.ReportedConfig, reported_tables.main),
+    "claims": (claims.ClaimsConfig, claims.main),
     "compare": (compare.CompareConfig, compare.main),
+    "golden-match": (claims_match.GoldenMatchConfig, claims_match.main),
     "kernels": (kernels.KernelsConfig, kernels.main),
     "pretrain-cost": (pretrain_cost.PretrainCostConfig, pretrain_cost.main),
     "pretrain-study": (pretrain_study.PretrainStudyConfig, pretrain_study.main),
