@@ -17,8 +17,9 @@ from eval.rivals import OURS, RIVALS, TRAINING_FREE, Rival, build
 from patchrank.atomic import write_json
 from patchrank.data import batches
 from patchrank.errors import UserError
+from patchrank.presets import check_macs
 from patchrank.provenance import command, machine, versions
-from patchrank.search.config import SearchConfig, check
+from patchrank.search.config import SearchConfig, SplitConfig, check
 from patchrank.search.plan import Plan, make_plan, threads
 from patchrank.search.store import check_request
 
@@ -27,31 +28,15 @@ Cell = tuple[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig:
+class CompareConfig(SplitConfig):
     """Our one-line pruning beside ToMe, EViT and other rivals at equal MACs: cosine, agreement, accuracy."""
 
-    model: str = "embedded"
-    """Open_clip name, timm name, folder, file, or "embedded": the small model in the package."""
-    pretrained: str = ""
-    """Open_clip tag or checkpoint file of --model."""
-    data: str = "digits"
-    """Data set: a row of the catalog, or "folder"."""
-    data_root: Path | None = None
-    """Folder that holds the data sets; without it $PATCHRANK_ASSETS/data."""
-    split: str | None = None
-    """Split to judge on; without it "val" ("all" for --data folder)."""
-    limit: int | None = 64
-    """Images, spread over the classes; smaller limits are nested in larger ones. None: all."""
     macs: tuple[float, ...] = (0.70, 0.56, 0.45)
     """Budgets: shares of the dense image tower's MACs, its last block computing the class row only."""
     rivals: tuple[str, ...] = TRAINING_FREE
     """Methods to compare; "ours" is always there, differences are to it."""
     batch_size: int = 16
     """Images per call; also what a kill can cost."""
-    threads: int | None = None
-    """CPU threads; without it torch's default."""
-    device: str = "cpu"
-    """Where to compute: cpu or cuda."""
     out: Path = Path("out/compare")
     """Folder of the journal and the tables."""
 
@@ -96,8 +81,7 @@ def _check(config: CompareConfig) -> SearchConfig:
     if not config.macs or len(set(config.macs)) != len(config.macs):
         raise UserError(f"--macs {' '.join(map(str, config.macs))}: must be one or more different shares, as 0.7 0.56")
     for macs in config.macs:
-        if not 0.0 < macs <= 1.0:
-            raise UserError(f"--macs {macs:g}: must lie in (0, 1]; 0.7 is 70 % of the dense MACs")
+        check_macs(macs)
     if config.batch_size < 1:
         raise UserError(f"--batch-size {config.batch_size}: must be 1 or more")
     shared = "model pretrained data data_root split limit threads device out"

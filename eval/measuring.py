@@ -21,15 +21,13 @@ from patchrank.data import Dataset, Item
 from patchrank.errors import UserError
 from patchrank.loading import LoadedClip, load_clip
 from patchrank.macs import dense_macs, pruned_macs
-from patchrank.presets import one_cut
+from patchrank.presets import DEFAULT_MACS, one_cut
 from patchrank.provenance import command, machine, versions
 from patchrank.search.config import SearchConfig
 from patchrank.search.config import check as check_shared
 from patchrank.search.plan import threads
 from patchrank.search.runner import spread
 from patchrank.tower import TowerConfig
-
-DEFAULT_MACS = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import json
 import resource
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,6 +18,7 @@ from patchrank.pretrain.learner import Learner
 from patchrank.pretrain.model import Pair, build_pair, parameter_groups
 from patchrank.pretrain.objectives import distinct, positives
 from patchrank.pretrain.recipes import RECIPES
+from patchrank.pretrain.threshold import is_open
 
 
 def vit_b_config(recipe: str, batch_size: int, device: str = "cpu") -> PretrainConfig:
@@ -57,6 +58,9 @@ def build(config: PretrainConfig, pair: Pair, moments: Moments) -> Ready:
     A locked tower is frozen here and computes its features in the step. `moments` keeps the towers' part of the
     optimiser from one recipe to the next, so that its memory is touched before the clock starts.
     """
+    if is_open(config):
+        # noise has no clusters to search a threshold in; the tokens that are computed do not depend on it
+        config = replace(config, threshold=0.0)
     locked = RECIPES[config.recipe].locked
     pair.tower.requires_grad_(not locked)
     pair.zero_grad(set_to_none=True)
@@ -103,7 +107,7 @@ def made_up_batch(config: PretrainConfig) -> Batch:
 def step_seconds(ready: Ready) -> float:
     """Wall time of forward, backward, optimiser and teacher update of one step in the recipe's main part."""
     config, learner = ready.config, ready.learner
-    views = RECIPES[config.recipe].views
+    views = config.row.views
     _finish(config.device)
     start = time.perf_counter()
     ready.optimiser.zero_grad(set_to_none=True)

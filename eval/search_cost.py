@@ -16,7 +16,7 @@ from patchrank.atomic import write_json
 from patchrank.errors import UserError
 from patchrank.loading import load_clip
 from patchrank.provenance import command, machine, versions
-from patchrank.search.config import SearchConfig, check
+from patchrank.search.config import SearchConfig, SplitConfig, check
 from patchrank.search.cost import strategy_cost
 from patchrank.search.plan import Plan, make_plan, threads
 from patchrank.search.store import RankingStore, check_request
@@ -25,19 +25,9 @@ from patchrank.spec import RESTS
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchCostConfig:
+class SearchCostConfig(SplitConfig):
     """Quality, compute and seconds of all search strategies, beside scorers that cost nothing."""
 
-    model: str = "embedded"
-    """Open_clip name, timm name, folder, file, or "embedded": the small model in the package."""
-    pretrained: str = ""
-    """Open_clip tag or checkpoint file of --model."""
-    data: str = "digits"
-    """Data set: a row of the catalog, or "folder"."""
-    data_root: Path | None = None
-    """Folder that holds the data sets; without it $PATCHRANK_ASSETS/data."""
-    split: str | None = None
-    """Split to rank; without it "val" ("all" for --data folder)."""
     limit: int | None = 4
     """Images, spread over the classes; with --stores those of them that the stores hold. None: all."""
     layer: int | None = None
@@ -64,10 +54,6 @@ class SearchCostConfig:
     """Seed of strategies and scorers that draw."""
     chunk: int = CHUNK
     """Pruned variants per call."""
-    threads: int | None = None
-    """CPU threads; without it torch's default."""
-    device: str = "cpu"
-    """Where to compute: cpu or cuda."""
     out: Path = Path("out/search-cost")
     """Folder of the journals, the table and the picture."""
 

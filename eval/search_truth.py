@@ -16,7 +16,7 @@ from patchrank.data import BrokenImage, Item
 from patchrank.errors import UserError
 from patchrank.loading import load_clip
 from patchrank.provenance import command, machine, versions
-from patchrank.search.config import SearchConfig, check
+from patchrank.search.config import SearchConfig, SplitConfig, check
 from patchrank.search.criteria import CRITERIA
 from patchrank.search.plan import Plan, make_plan, threads
 from patchrank.search.runner import run_search, seed_of
@@ -30,21 +30,11 @@ Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchTruthConfig:
+class SearchTruthConfig(SplitConfig):
     """Accuracy on golden keep sets: what each criterion's ranking is worth for the answer."""
 
-    model: str = "embedded"
-    """Open_clip name, timm name, folder, file, or "embedded": the small model in the package."""
-    pretrained: str = ""
-    """Open_clip tag or checkpoint file of --model."""
     data: str = "digits"
     """Data set: a row of the catalog, or "folder"; it needs classes and labels."""
-    data_root: Path | None = None
-    """Folder that holds the data sets; without it $PATCHRANK_ASSETS/data."""
-    split: str | None = None
-    """Split to rank; without it "val" ("all" for --data folder)."""
-    limit: int | None = 64
-    """Images, spread over the classes. None: all."""
     layer: int | None = None
     """Blocks that run before the cut; without it a quarter of the depth."""
     rest: tuple[str, ...] = RESTS
@@ -65,10 +55,6 @@ class SearchTruthConfig:
     """Pruned variants per call."""
     shard_size: int = 8
     """Images per shard: what a kill can cost."""
-    threads: int | None = None
-    """CPU threads; without it torch's default."""
-    device: str = "cpu"
-    """Where to compute: cpu or cuda."""
     out: Path = Path("out/search-truth")
     """Folder of the stores, the journal, the table and the picture."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from eval.rivals import RIVALS
 from patchrank.errors import UserError
 from patchrank.loading import LoadedClip
+from patchrank.presets import check_macs
 
 BUDGETS = (0.85, 0.70, 0.56, 0.45)
 RUNTIMES = ("torch", "onnxruntime")
@@ -92,8 +93,7 @@ def check(config: SuiteConfig) -> None:
     if not config.macs or len(set(config.macs)) != len(config.macs):
         raise UserError(f"--macs {' '.join(map(str, config.macs))}: must be one or more different shares, as 0.7 0.56")
     for macs in config.macs:
-        if not 0.0 < macs <= 1.0:
-            raise UserError(f"--macs {macs:g}: must lie in (0, 1]; 0.7 is 70 % of the dense MACs")
+        check_macs(macs)
     for name in ("limit", "oracle_limit", "speed_batch", "rounds"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be 1 or more")

@@ -70,8 +70,10 @@ def default_sets(clip: LoadedClip) -> tuple[str, ...]:
 def find_sets(names: Sequence[str], root: Path | None, limit: int | None) -> tuple[list[Present], list[Absent]]:
     """What of `names` can be measured: the test split, `limit` images spread over the classes (None: all).
 
-    Raises: UserError for an unknown name, or a set whose files are there and wrong.
+    Raises: UserError for a root that is not there, an unknown name, or a set whose files are there and wrong.
     """
+    if root is not None and not root.is_dir():
+        raise UserError(f"--data-root {root} is not a folder; give an existing one")
     present, absent = [], []
     for name in dict.fromkeys(names):
         if name not in CATALOG:

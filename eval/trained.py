@@ -24,27 +24,18 @@ from patchrank.atomic import write_json
 from patchrank.data import batches
 from patchrank.errors import UserError
 from patchrank.macs import dense_macs
+from patchrank.presets import check_macs
 from patchrank.provenance import command, machine, versions
-from patchrank.search.config import SearchConfig
+from patchrank.search.config import SearchConfig, SplitConfig
 from patchrank.search.config import check as check_shared
 from patchrank.search.plan import Plan, make_plan, threads
 from patchrank.search.store import check_request
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedConfig:
+class TrainedConfig(SplitConfig):
     """Trained and calibrated towers beside free scorers and rivals at equal MACs: cosine, agreement, accuracy."""
 
-    model: str = "embedded"
-    """Open_clip name, timm name, folder, file, or "embedded": the small model in the package."""
-    pretrained: str = ""
-    """Open_clip tag or checkpoint file of --model."""
-    data: str = "digits"
-    """Data set: a row of the catalog, or "folder"."""
-    data_root: Path | None = None
-    """Folder that holds the data sets; without it $PATCHRANK_ASSETS/data."""
-    split: str | None = None
-    """Split to judge on; without it "val" ("all" for --data folder)."""
     limit: int | None = 1000
     """Images, spread over the classes; smaller limits are nested in larger ones. None: all."""
     macs: tuple[float, ...] = (0.70, 0.56, 0.45)
@@ -61,10 +52,6 @@ class TrainedConfig:
     """Measure what the journal lacks; --no-measure writes the rows of what is there, each with its number of images."""
     batch_size: int = 16
     """Images per call; also what a kill can cost."""
-    threads: int | None = None
-    """CPU threads; without it torch's default."""
-    device: str = "cpu"
-    """Where to compute: cpu or cuda."""
     out: Path = Path("out/trained")
     """Folder of the journal and of predictors.json."""
 
@@ -114,8 +101,7 @@ def _check(config: TrainedConfig) -> SearchConfig:
             if name not in known:
                 raise UserError(f"--{flag} {name}: unknown; choose from {', '.join(known)}")
     for macs in config.macs:
-        if not 0.0 < macs <= 1.0:
-            raise UserError(f"--macs {macs:g}: must lie in (0, 1]; 0.7 is 70 % of the dense MACs")
+        check_macs(macs)
     if config.batch_size < 1 or not config.macs:
         raise UserError(f"--batch-size {config.batch_size}, {len(config.macs)} budgets: both must be 1 or more")
     shared = "model pretrained data data_root split limit threads device out"

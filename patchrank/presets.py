@@ -20,8 +20,16 @@ from patchrank.tower import TowerConfig
 Cost = Callable[[TowerConfig, PruneSpec], int]
 """MACs of a tower under a spec; without cuts, of the dense tower."""
 
+DEFAULT_MACS = 0.7
+"""Budget of a command that is told none: share of the dense image tower's MACs."""
 _SHARES = 10_000
 """Resolution of the share of patches that each cut of `accurate` keeps."""
+
+
+def check_macs(macs: float, flag: str = "--macs") -> None:
+    """Raises: UserError for a share outside (0, 1]."""
+    if not 0.0 < macs <= 1.0:
+        raise UserError(f"{flag} {macs:g}: must lie in (0, 1]; 0.7 is 70 % of the dense MACs")
 
 
 def default_layer(num_layers: int) -> int:

@@ -73,16 +73,6 @@ def kendall_tau(score_BN: Tensor, golden_BN: Tensor) -> Tensor:
     return agree_BNN.float().sum((1, 2)) / (num_patches * (num_patches - 1))
 
 
-def corrected_match(score_BN: Tensor, golden_BN: Tensor, K: int) -> float:
-    """Overlap of the two top-K sets, 0 for chance (K / N) and 1 for equal sets; not defined for K = N, there 1."""
-    if score_BN.shape[1] == K:
-        return 1.0
-    top_BK, golden_BK = score_BN.topk(K).indices, golden_BN.topk(K).indices
-    overlap = (top_BK.unsqueeze(2) == golden_BK.unsqueeze(1)).any(-1).float().mean().item()
-    chance = K / score_BN.shape[1]
-    return (overlap - chance) / (1 - chance)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One method under one spec, on held-out images."""

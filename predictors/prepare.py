@@ -1,6 +1,7 @@
 """From flags to what a run needs: spec, cached tokens, golden scores; the same for training and calibration."""
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from torch import Tensor
 
@@ -8,7 +9,8 @@ from patchrank.classifier import Classifier, classifier
 from patchrank.data import load_dataset
 from patchrank.errors import UserError
 from patchrank.loading import LoadedClip
-from patchrank.presets import Cost, resolve_spec
+from patchrank.macs import pruned_macs
+from patchrank.presets import DEFAULT_MACS, Cost, resolve_spec
 from patchrank.pruned import PrunedTower
 from patchrank.search.store import RankingMismatch, RankingStore, open_store
 from patchrank.spec import PruneSpec, parse_cuts
@@ -19,7 +21,15 @@ from predictors.costs import cost_with
 from predictors.schedules import within
 from predictors.views import viewed
 
-_DEFAULT_MACS = 0.7
+
+class Pruning(Protocol):
+    """The flags that say how much is pruned, and how."""
+
+    macs: float | None
+    keep: float | None
+    cuts: str | None
+    layer: int | None
+    rest: str
 
 
 @dataclass(frozen=True)
@@ -55,19 +65,22 @@ def load_images(
     return Images(tokens, judged, classify)
 
 
-def train_spec(config: TrainConfig, tower_config: TowerConfig, cost: Cost) -> PruneSpec:
-    """The spec that the flags ask for; `cost` counts the MACs of --macs with all that is learned. Raises: UserError."""
+def asked_spec(config: Pruning, tower_config: TowerConfig, cost: Cost = pruned_macs) -> PruneSpec:
+    """The spec that --macs, --keep or --cuts ask for, with --layer and --rest; without any, the default budget.
+
+    Args: cost counts the MACs of --macs. Raises: UserError.
+    """
     cuts = None if config.cuts is None else parse_cuts(config.cuts, tower_config.num_patches)
     nothing_said = config.macs is None and config.keep is None and cuts is None
-    spec = resolve_spec(
-        tower_config,
-        macs=_DEFAULT_MACS if nothing_said else config.macs,
-        keep=config.keep,
-        cuts=cuts,
-        layer=config.layer,
-        rest=config.rest,
-        cost=cost,
+    macs = DEFAULT_MACS if nothing_said else config.macs
+    return resolve_spec(
+        tower_config, macs=macs, keep=config.keep, cuts=cuts, layer=config.layer, rest=config.rest, cost=cost
     )
+
+
+def train_spec(config: TrainConfig, tower_config: TowerConfig, cost: Cost) -> PruneSpec:
+    """The spec that the flags ask for; `cost` counts the MACs of --macs with all that is learned. Raises: UserError."""
+    spec = asked_spec(config, tower_config, cost)
     if not spec.cuts or spec.cuts[-1][1] == 1.0:
         raise UserError("nothing would be pruned, so there is nothing to train; choose a lower --macs or --keep")
     if config.scorer == "mixer" and len(spec.cuts) > 1:

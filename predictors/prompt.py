@@ -18,24 +18,22 @@ from patchrank.data import CATALOG, Dataset, batches, few_shot, load_dataset
 from patchrank.errors import UserError
 from patchrank.loading import LoadedClip, class_matrix, load_clip
 from patchrank.macs import dense_macs
-from patchrank.presets import resolve_spec
 from patchrank.provenance import command, machine, versions
 from patchrank.pruned import PrunedTower
 from patchrank.scorers import SCORERS
 from patchrank.search.plan import threads
 from patchrank.search.runner import spread
-from patchrank.spec import RESTS, PruneSpec, parse_cuts
+from patchrank.spec import RESTS
 from patchrank.tower import VisionTower
 from predictors.artifact import load_pruned, read_training
 from predictors.cache import part
 from predictors.costs import learned_macs
 from predictors.fit import Course
+from predictors.prepare import asked_spec
 from predictors.prompt_fit import Prune, Setting, Shots, hits_of, train, tuned
 from predictors.prompt_table import CELLS, Cell, PromptRow, as_dicts, make_row, markdown
 from predictors.prompt_text import PromptedClasses
 from predictors.prompt_tower import Prompt
-
-_DEFAULT_MACS = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,17 +168,9 @@ def pruning(config: PromptConfig, clip: LoadedClip) -> Prune:
             )
         found = load_pruned(config.pruned, config.device)
         return lambda tower: PrunedTower(tower, found.spec, found.scorer, found.added, found.metric).eval()
-    spec = _spec(config, clip)
+    spec = asked_spec(config, clip.tower.config)
     scorer = SCORERS["random"](clip.tower.config.grid)
     return lambda tower: PrunedTower(tower, spec, scorer).eval()
-
-
-def _spec(config: PromptConfig, clip: LoadedClip) -> PruneSpec:
-    tower_config = clip.tower.config
-    cuts = None if config.cuts is None else parse_cuts(config.cuts, tower_config.num_patches)
-    nothing_said = config.macs is None and config.keep is None and cuts is None
-    macs = _DEFAULT_MACS if nothing_said else config.macs
-    return resolve_spec(tower_config, macs=macs, keep=config.keep, cuts=cuts, layer=config.layer, rest=config.rest)
 
 
 def macs_of(module: VisionTower | PrunedTower) -> int:

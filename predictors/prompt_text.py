@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from patchrank.errors import UserError
 from patchrank.loading import LoadedClip
-from patchrank.text import END, tokenize
+from patchrank.text import END
 from patchrank.text_encoders import OpenClipText, OwnText
 
 _PLACEHOLDER = "X"
@@ -45,10 +45,10 @@ def text_parts(clip: LoadedClip) -> TextParts:
         device = tower.position.device
         return TextParts(
             embedding=tower.token,
-            tokens=lambda texts: tokenize(texts, tower.config.context).to(device),
+            tokens=lambda texts: tower.tokenize(texts).to(device),
             features=tower,
             end=lambda ids_L: int((ids_L == END).int().argmax()),
-            joint="",
+            joint=" " if tower.config.num_merges else "",
         )
     if isinstance(clip.text, OpenClipText):
         encoder, model = clip.text, clip.text.model

@@ -15,7 +15,7 @@ from patchrank.data import CATALOG, load_dataset
 from patchrank.errors import UserError
 from patchrank.loading import LoadedClip, load_clip
 from patchrank.macs import dense_macs
-from patchrank.presets import Cost, low_latency, spec_for_macs
+from patchrank.presets import DEFAULT_MACS, Cost, check_macs, low_latency, spec_for_macs
 from patchrank.provenance import command, machine, versions
 from patchrank.search.plan import threads
 from patchrank.spec import RESTS, PruneSpec
@@ -27,7 +27,6 @@ from predictors.schedule_report import advice, as_csv, make_rows, markdown
 from predictors.schedule_times import TimeCosts, measure
 
 SEARCHED = "searched"
-_DEFAULT_MACS = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +77,8 @@ def check(config: ScheduleConfig) -> None:
         raise UserError(f"--rest {config.rest}: unknown; choose one of {', '.join(RESTS)}")
     if config.macs is not None and config.ms is not None:
         raise UserError(f"--macs {config.macs:g} --ms {config.ms:g}: exactly one of them is the budget; drop one")
-    if config.macs is not None and not 0.0 < config.macs <= 1.0:
-        raise UserError(f"--macs {config.macs:g}: must lie in (0, 1]; 0.7 is 70 % of the dense MACs")
+    if config.macs is not None:
+        check_macs(config.macs)
     if config.ms is not None and not config.ms > 0:
         raise UserError(f"--ms {config.ms:g}: must be positive")
     for name in ("num_images", "held_out", "batch_size", "rounds"):
@@ -136,7 +135,7 @@ def find(config: ScheduleConfig, clip: LoadedClip, *, quiet: bool = True) -> dic
 def _share(config: ScheduleConfig, times: TimeCosts, tower_config: TowerConfig) -> float:
     """The budget as a share of the dense tower's cost. Raises: UserError if the dense tower is fast enough."""
     if config.ms is None:
-        return _DEFAULT_MACS if config.macs is None else config.macs
+        return DEFAULT_MACS if config.macs is None else config.macs
     dense = total(times, tower_config, PruneSpec(cuts=())) / config.batch_size
     if config.ms >= dense:
         raise UserError(f"--ms {config.ms:g}: the dense tower takes {dense:.3g} ms an image here; nothing to prune")

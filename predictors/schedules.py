@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from patchrank.errors import UserError
-from patchrank.presets import Cost
+from patchrank.presets import Cost, check_macs
 from patchrank.pretrain.draws import generator
 from patchrank.spec import PruneSpec
 from patchrank.tokens import num_keep
@@ -39,8 +39,7 @@ def within(spec: PruneSpec, macs: float, tower_config: TowerConfig, cost: Cost) 
     Counts of several cuts change one at a time, so a budget is met more closely than whole patches at the last would.
     Raises: UserError for a share outside (0, 1] or one that these cuts cannot reach.
     """
-    if not 0.0 < macs <= 1.0:
-        raise UserError(f"--macs {macs:g}: must lie in (0, 1]; 0.7 is 70 % of the dense MACs")
+    check_macs(macs)
     last, num_patches, budget = (
         spec.cuts[-1][1],
         tower_config.num_patches,

@@ -6,6 +6,8 @@ A scorer may bring its own fold metric, a projection of the same normalised toke
 Letters: B batch, P prefix tokens, N patches present, G all patches of the grid, L = P + N, C width, M metric channels.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,7 +42,7 @@ def standardise(score_BN: Tensor) -> Tensor:
     return centred_BN / centred_BN.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
 
 
-class LearnedScorer(nn.Module):
+class LearnedScorer(nn.Module, ABC):
     """What all learned scorers share: their grid and, if wanted, a fold metric and merge weights of their own.
 
     Args: grid (rows, columns); width C; has_class: whether token 0 is a class token; metric_dim M, 0 for none;
@@ -102,10 +104,14 @@ class LearnedScorer(nn.Module):
         self.project.weight.zero_()[: self.width].copy_(direction_CC[:, : self.metric_dim].T)
         self.project.bias.zero_()
 
+    @abstractmethod
+    def forward(self, state: State) -> Tensor:
+        """Score (B, N) float32, higher = keep."""
+
+    @abstractmethod
     def macs(self, num_patches: int) -> int:
         """Multiply-accumulates of one call on `num_patches` patches, without the metric (`cut_macs` counts it) and the
         class attention (`patchrank.salient.share_macs`)."""
-        raise NotImplementedError
 
 
 class LinearScorer(LearnedScorer):

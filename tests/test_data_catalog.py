@@ -446,6 +446,14 @@ def test_unknown_names_list_the_known(tmp_path):
         load_dataset("caltech101", tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("name", [name for name, row in CATALOG.items() if row.draw])
+def test_a_given_root_must_be_a_folder_even_where_nothing_is_read_from_it(name, tmp_path):
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "nowhere", tmp_path / "file"):
+        with pytest.raises(UserError, match=f"{name}: --data-root {root} is not a folder"):
+            load_dataset(name, root, next(iter(CATALOG[name].splits)))
+
+
 def test_without_root_the_assets_folder_is_taken(tmp_path, monkeypatch):
     build("pets", tmp_path / "data")
     monkeypatch.delenv("PATCHRANK_ASSETS", raising=False)

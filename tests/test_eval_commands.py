@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.__main__ import COMMANDS, usage
+from eval.__main__ import COMMANDS, main, usage
 from eval.records import TASKS, read_records, read_sides
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +29,17 @@ def run(folder: Path, *words: str) -> str:
 def test_commands_are_listed():
     for name in (*ACCURACY, "throughput", "reported"):
         assert name in COMMANDS and f"  {name} " in usage()
+
+
+@pytest.mark.parametrize("name", [*ACCURACY, "compare", "suite"])
+def test_a_data_root_that_is_not_a_folder_is_refused(name, tmp_path, monkeypatch, capsys):
+    """Also on the embedded default, which reads nothing from it."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        main([name, "--data-root", "nowhere"])
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.count("\n") == 1 and "--data-root nowhere is not a folder; give" in said
+    assert not list(tmp_path.glob("out/*/*.json"))
 
 
 @pytest.mark.system

@@ -16,28 +16,13 @@ from eval.compare import CompareConfig, main
 from eval.compare_rows import Against, CompareRow, best_rival, make_rows
 from eval.journal import Journal
 from eval.rivals import OURS, TRAINING_FREE, build
-from patchrank.checkpoints.saved import save_clip
 from patchrank.classifier import classifier
 from patchrank.data import load_dataset
 from patchrank.errors import UserError
 from patchrank.loading import load_clip
 from patchrank.macs import dense_macs
-from patchrank.preprocess import Preprocess
-from patchrank.text import TextConfig, TextTower
 
-HALF = (0.5, 0.5, 0.5)
 SOME = ("tome", "evit", "drop-random")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    """A CLIP of 16 patches and 6 blocks with random weights."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    torch.manual_seed(0)
-    text = TextTower(TextConfig(width=16, num_layers=1, num_heads=2, mlp_width=16, output_dim=24))
-    preprocess = Preprocess(image_size=(32, 32), resize=32, mean=HALF, std=HALF)
-    save_clip(folder, make_tower(num_layers=6), text, preprocess, 20.0, name="tiny", dtype=torch.float32)
-    return folder
 
 
 @pytest.fixture

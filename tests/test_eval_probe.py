@@ -7,7 +7,6 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from tiny_clip import save_tiny_clip
 
 from eval import logistic, probe
 from eval.logistic import cached_probe, fingerprint, fit_probe, holdout
@@ -89,11 +88,6 @@ def test_a_fitted_probe_is_kept_and_checked(tmp_path, caplog):
     cached_probe(tmp_path, request | {"seed": 1}, fit)
     cached_probe(None, request, fit)
     assert len(calls) == 4
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_clip(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="module")

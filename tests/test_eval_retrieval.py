@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_clip import save_tiny_clip
 
 from eval import composition, retrieval
 from eval.composition import CompositionConfig, kind_means
@@ -15,11 +14,6 @@ from patchrank.data import load_dataset
 from patchrank.data.dataset import Item
 from patchrank.errors import UserError
 from patchrank.metrics import recall_at_k
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_clip(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture

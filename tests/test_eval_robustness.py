@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_clip import save_tiny_clip
 
 from eval import robustness, throughput
 from eval.records import read_records
@@ -13,11 +12,6 @@ from eval.robustness import RobustnessConfig, means
 from eval.throughput import ThroughputConfig
 from patchrank.data import load_dataset
 from patchrank.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_clip(tmp_path_factory.mktemp("model") / "tiny")
 
 
 def test_variants_are_zero_shot_records_and_means_are_recomputed(model, tmp_path, capsys):

@@ -25,25 +25,11 @@ from eval.suite_methods import Searched, SharedOracle, build_all
 from eval.suite_pictures import extremes, pixels
 from eval.suite_sets import ABSENT, Present, find_sets, without_images
 from eval.suite_speed import SpeedRow, dense_images_per_s, graph_of, no_cut, paired_times
-from patchrank.checkpoints.saved import save_clip
 from patchrank.data.dataset import Dataset, Item
 from patchrank.errors import UserError
 from patchrank.preprocess import Preprocess
-from patchrank.text import TextConfig, TextTower
 
-HALF = (0.5, 0.5, 0.5)
 MACS = (0.8, 0.7)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    """A CLIP of 16 patches and 6 blocks with random weights."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    torch.manual_seed(0)
-    text = TextTower(TextConfig(width=16, num_layers=1, num_heads=2, mlp_width=16, output_dim=24))
-    preprocess = Preprocess(image_size=(32, 32), resize=32, mean=HALF, std=HALF)
-    save_clip(folder, make_tower(num_layers=6), text, preprocess, 20.0, name="tiny", dtype=torch.float32)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,11 @@
 import csv
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_clip import save_tiny_clip
 
 from eval import measuring, protocols, zero_shot
 from eval.measuring import open_bench
@@ -23,11 +21,6 @@ from patchrank.errors import UserError
 from patchrank.loading import load_clip
 from patchrank.macs import dense_macs, pruned_macs
 from patchrank.presets import one_cut
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return save_tiny_clip(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture

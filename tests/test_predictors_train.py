@@ -1,6 +1,8 @@
 """`python -m predictors.train` and `.calibrate` end to end on a tiny saved model: numbers, labels, resume, errors."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,20 +12,18 @@ import torch
 from conftest import make_tower
 from PIL import Image
 from safetensors import safe_open
+from tiny_clip import save_tiny_clip
 
 import predictors
 from patchrank import cli
-from patchrank.checkpoints.saved import save_clip
 from patchrank.checkpoints.weights import weights_hash
 from patchrank.errors import UserError
 from patchrank.loading import LoadedClip, load_clip
 from patchrank.macs import dense_macs, pruned_macs
-from patchrank.preprocess import Preprocess
 from patchrank.pruned import PrunedTower, start_state
 from patchrank.scorers import SCORERS
 from patchrank.search import search
 from patchrank.spec import PruneSpec
-from patchrank.text import TextConfig, TextTower
 from predictors import artifact, fit
 from predictors.calibrate import calibrate
 from predictors.calibrate import main as calibrate_main
@@ -36,19 +36,13 @@ from predictors.tables import PREDICTORS
 from predictors.train import main as train_main
 from predictors.train import train
 
-HALF = (0.5, 0.5, 0.5)
 GOLDEN = "distill:1,listwise:0.3,pairwise:0.1,bce:0.1"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """A CLIP of 16 patches with random weights."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    torch.manual_seed(0)
-    text = TextTower(TextConfig(width=16, num_layers=1, num_heads=2, mlp_width=16, output_dim=24))
-    preprocess = Preprocess(image_size=(32, 32), resize=32, mean=HALF, std=HALF)
-    save_clip(folder, make_tower(), text, preprocess, 20.0, name="tiny", dtype=torch.float32)
-    return folder
+    """A CLIP of 16 patches and 4 blocks with random weights."""
+    return save_tiny_clip(tmp_path_factory.mktemp("model") / "tiny", num_layers=4)
 
 
 def draw(folder: Path, num: int) -> None:
@@ -143,23 +137,29 @@ class Killed(Exception):
     """Stands for kill -9."""
 
 
+@contextmanager
+def killed_at(number: int, monkeypatch) -> Iterator[None]:
+    """Training that dies before that step, as if it were killed."""
+    step = fit._step
+
+    def dying(task, optimiser, at, rate, folder):
+        if at == number:
+            raise Killed
+        return step(task, optimiser, at, rate, folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fit, "_step", dying)
+        yield
+
+
 @pytest.mark.parametrize("parts", [dict(), dict(added="static", metric_dim=4, loss="distill:1,error:0.5")])
 def test_killed_and_resumed_gives_the_same_bytes(parts, config, clip, tmp_path, monkeypatch) -> None:
     config = replace(config, num_steps=6, **parts)
     train(config, clip)
     again = replace(config, out=tmp_path / "again")
-    step = fit._step
-
-    def dying(task, optimiser, number, rate, folder):
-        if number == 5:
-            raise Killed
-        return step(task, optimiser, number, rate, folder)
-
-    monkeypatch.setattr(fit, "_step", dying)
-    with pytest.raises(Killed):
+    with killed_at(5, monkeypatch), pytest.raises(Killed):
         train(again, clip)
     assert not (again.out / "pruned.json").exists() and steps_on_disk(again.out) == [2, 4]
-    monkeypatch.setattr(fit, "_step", step)
     train(again, clip)
     assert bits(config.out) == bits(again.out)
     strip = ("seconds", "command", "settings")
@@ -303,17 +303,8 @@ def test_a_calibration_goes_on_at_another_budget(trained, pictures, clip, tmp_pa
 def test_calibration_resumes_bit_equal(trained, pictures, clip, tmp_path, monkeypatch) -> None:
     short = dict(num_steps=6, save_every=2, views=True, answers=0.3)
     calibrate(calibration(trained, pictures, tmp_path / "a", **short), clip)
-    step = fit._step
-
-    def dying(task, optimiser, number, rate, folder):
-        if number == 3:
-            raise Killed
-        return step(task, optimiser, number, rate, folder)
-
-    monkeypatch.setattr(fit, "_step", dying)
-    with pytest.raises(Killed):
+    with killed_at(3, monkeypatch), pytest.raises(Killed):
         calibrate(calibration(trained, pictures, tmp_path / "b", **short), clip)
-    monkeypatch.setattr(fit, "_step", step)
     calibrate(calibration(trained, pictures, tmp_path / "b", **short), clip)
     assert bits(tmp_path / "a") == bits(tmp_path / "b")
     assert results(tmp_path / "a")["log"][0]["answers"] > 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from patchrank.data.catalog import CATALOG, DatasetRow
 from patchrank.data.dataset import Dataset, Item
 from patchrank.data.files import Files, FilesWithSplits, open_files
+from patchrank.data.halves import half_of
 from patchrank.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -48,18 +49,23 @@ def find_files(name: str, row: DatasetRow, root: str | Path | None = None) -> Fi
 def load_dataset(name: str, root: str | Path | None = None, split: str = "test", *, official: bool = False) -> Dataset:
     """One split of one data set of the catalog, in the order of its split file.
 
-    Args: root, the folder that holds the official data sets' folders or their uncompressed tars; for "folder", the
-    picture folder itself; default `$PATCHRANK_ASSETS/data`. official, read the official splits even where CoOp's split
-    file is there (protocols differ in this).
+    Args: name, a row of the catalog, or half of its classes as `<row>/even` or `<row>/odd`. root, the folder that holds
+    the official data sets' folders or their uncompressed tars; for "folder", the picture folder itself; default
+    `$PATCHRANK_ASSETS/data`. official, read the official splits even where CoOp's split file is there (protocols differ
+    in this).
     Pictures that the split lists and the disk lacks are left out, logged and listed in `missing`.
 
-    Raises: UserError for an unknown name or split, absent or malformed files, or a split without any picture.
+    Raises: UserError for an unknown name or split, a given root that is not there (also where nothing is read from it),
+    absent or malformed files, or a split without any picture.
     """
+    name, slash, half = name.partition("/")
     if name not in CATALOG:
         raise UserError(f"data set {name!r}: unknown; choose one of {', '.join(CATALOG)}")
     row = CATALOG[name]
     if split not in row.splits:
         raise UserError(f"split {split!r} of {name}: unknown; choose one of {', '.join(row.splits)}")
+    if row.draw and root is not None and not Path(root).is_dir():
+        raise UserError(f"{name}: --data-root {root} is not a folder; give an existing one, or none: {name} has none")
     files = None if row.draw else find_files(name, row, root)
     try:
         read = row.official if official and row.official else row.read
@@ -78,7 +84,7 @@ def load_dataset(name: str, root: str | Path | None = None, split: str = "test",
     if missing:
         num_listed = len(listing.items)
         logger.warning("%s: %d of %d pictures in %s are missing", name, len(missing), num_listed, listing.source)
-    return Dataset(
+    dataset = Dataset(
         name=name,
         split=row.splits[split],
         images=images,
@@ -90,6 +96,7 @@ def load_dataset(name: str, root: str | Path | None = None, split: str = "test",
         missing=missing,
         read=row.draw or files.read,
     )
+    return half_of(dataset, half) if slash else dataset
 
 
 def _present(files: Files | None, items: list[Item]) -> tuple[list[Item], list[str]]:

@@ -15,8 +15,8 @@ FAST = {"fold": "shortlist", "drop": "gradient"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig:
-    """Rank the patches of every image by what losing them does to a frozen image tower."""
+class SplitConfig:
+    """Flags of every command that puts the pictures of one split to a model."""
 
     model: str = "embedded"
     """Open_clip name, timm name, folder, file, or "embedded": the small model in the package."""
@@ -27,9 +27,19 @@ class SearchConfig:
     data_root: Path | None = None
     """Folder that holds the data sets; without it $PATCHRANK_ASSETS/data."""
     split: str | None = None
-    """Split to rank; without it "val" ("all" for --data folder)."""
+    """Split to take; without it "val" ("all" for --data folder)."""
     limit: int | None = 64
-    """Images to rank, spread over the classes; smaller limits are nested in larger ones. None: all."""
+    """Images, spread over the classes; smaller limits are nested in larger ones. None: all."""
+    threads: int | None = None
+    """CPU threads; without it torch's default."""
+    device: str = "cpu"
+    """Where to compute: cpu or cuda."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(SplitConfig):
+    """Rank the patches of every image by what losing them does to a frozen image tower."""
+
     layer: int | None = None
     """Blocks that run before the cut; without it a quarter of the depth."""
     rest: str = "fold"
@@ -51,8 +61,6 @@ class SearchConfig:
     """Images per shard: what a kill can cost."""
     threads: int | None = None
     """CPU threads per process; without it torch's default. Part of the recorded request."""
-    device: str = "cpu"
-    """Where to compute: cpu or cuda."""
     out: Path = Path("out/search")
     """Folder of the ranking store, its table and its pictures."""
     keep: tuple[float, ...] = (0.8, 0.6, 0.4)
