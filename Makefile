@@ -43,10 +43,16 @@ format: $(INSTALLED) ## let ruff mend what it can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: $(INSTALLED) ## search strategies, dense against pruned graphs, 10 minutes of load on a server: about half an hour
+bench: $(INSTALLED) ## kernels, search, graphs, 10 minutes of load on each server, claims: three quarters of an hour
+	$(PY) -m eval kernels --out $(OUT)/kernels
 	$(PY) -m eval search-cost --out $(OUT)/search-cost
 	$(PY) -m export.bench --out $(OUT)/export-bench
 	$(PY) -m export.load --seconds 600 --out $(OUT)/load
+	$(PY) -m export.triton_repo --out $(OUT)/triton
+	$(PY) tests/triton_server.py $(OUT)/triton/models --ports 8000 8001 8002 -- $(PY) -m export.load \
+	  --model $(OUT)/triton/onnx --url 127.0.0.1:8000 --grpc 127.0.0.1:8001 --batch 1 1 1 4 --reload 10 --seconds 600 \
+	  --out $(OUT)/load-triton || { code=$$?; test $$code -eq 2 || exit $$code; echo "Triton was not measured here"; }
+	$(PY) -m eval claims --out $(OUT)/claims
 
 clean: ## remove .venv, build leftovers and caches; out/ stays
 	rm -rf .venv .venv-triton build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.reference import Reference, forced, reference
-from export.runtimes import RUNTIMES, Runner, run_in_batches
+from export.runtimes import BATCHES, RUNTIMES, Runner, run_in_batches
 from export.serving import ServingGraph
 from export.source import Pictures, as_numpy
 from patchrank.errors import UserError
 
-BATCHES = (1, 5, 16)
 TIED = ("float32", "float16")
 """Precisions in which a graph chooses its patches as PyTorch does."""
 NEAR_TIE = 1e-5

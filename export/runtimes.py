@@ -14,6 +14,9 @@ import torch
 
 from patchrank.errors import UserError
 
+BATCHES = (1, 5, 16)
+"""Batch sizes that a graph is compared at."""
+
 
 @dataclass(frozen=True)
 class Runner:

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from export.int8 import decisions, to_int8, to_int8_static, waited_for
+from export.int8 import _suffices, decisions, to_int8, to_int8_static, waited_for
 from export.operators import check_operators
 from export.precision import convert, float32_nodes
 from export.ranges import input_ranges, weighted_products
@@ -117,11 +117,21 @@ def test_what_the_first_cut_waits_for() -> None:
     assert waited_for(model, 0) == set()
 
 
+def test_a_mean_that_few_pictures_hold_down_does_not_suffice() -> None:
+    """Both means are 0.9988; the second rests on one picture of 64 that lost a lot."""
+    even = np.full(64, 0.9988)
+    uneven = np.where(np.arange(64) == 0, 0.9988 - 63 * 0.0011, 0.9999)
+    assert uneven.mean() == pytest.approx(even.mean())
+    assert _suffices(even) and not _suffices(uneven)
+    assert not _suffices(np.full(64, 0.9984))
+
+
 @pytest.mark.parametrize("target, quantised", [(0.0, {"n1_quant", "n7_quant"}), (2.0, {"n7_quant"})])
 def test_what_a_cut_waits_for_is_float32_where_int8_misses_its_target(
     monkeypatch, target: float, quantised: set
 ) -> None:
     monkeypatch.setattr("export.int8.TARGET", target)
+    monkeypatch.setattr("export.int8.GATE", min(target, 0.998))
     model = model_of(CUT)
     low = to_int8(model, float32_nodes(model), array(16, 6, 16))
     assert {node.name for node in low.graph.node if node.op_type == "MatMulInteger"} == quantised
