@@ -17,11 +17,12 @@ from patchrank.checkpoints.open_clip_loader import (
     open_clip_names,
     unknown_model,
 )
+from patchrank.checkpoints.reference import arguments, reference_to
 from patchrank.checkpoints.saved import is_saved_clip, load_embedded, load_saved, save_clip
 from patchrank.checkpoints.timm_loader import is_timm_name, load_timm
 from patchrank.errors import UserError
 
-__all__ = ["LoadedClip", "TextEncoder", "class_matrix", "load_clip", "save_clip"]
+__all__ = ["LoadedClip", "TextEncoder", "class_matrix", "load_clip", "reference_to", "save_clip"]
 
 
 def load_clip(model: str = "embedded", pretrained: str = "", device: str | torch.device = "cpu") -> LoadedClip:
@@ -31,7 +32,8 @@ def load_clip(model: str = "embedded", pretrained: str = "", device: str | torch
     - "embedded": the small CLIP inside this package;
     - an open_clip name, with `pretrained` a local checkpoint file or one of open_clip's tags (a tag that is not in
       open_clip's cache is downloaded by open_clip itself; nothing else here touches a network);
-    - a folder: a Hugging Face CLIP or SigLIP model, an open_clip hub export, or what `save_clip` wrote;
+    - a folder: a Hugging Face CLIP or SigLIP model, an open_clip hub export, or what `save_clip` wrote (where that
+      refers to its image tower, `pretrained` may say where the tower's file is);
     - a timm ViT name with `pretrained` a local file, or "timm:<name>@<file>": a classifier whose head rows act as the
       class matrix; or just the file, where its metadata names the "arch". A name that both know is open_clip's.
     Raises: UserError, in one line, for a name nobody knows, weights that are absent, unsafe or do not fit in every key
@@ -51,9 +53,9 @@ def _load(model: str, pretrained: str, device: str | torch.device) -> LoadedClip
         arch, _, path = model.removeprefix("timm:").partition("@")
         return _load_timm(arch, path or pretrained)
     if Path(model).is_dir():
-        return _load_folder(Path(model), device)
+        return _load_folder(Path(model), pretrained, device)
     if Path(model).is_file():
-        return load_saved(model, device) if is_saved_clip(model) else load_timm("", model)
+        return _load_own(Path(model), pretrained, device) if is_saved_clip(model) else load_timm("", model)
     if model in open_clip_names():
         return load_open_clip(model, pretrained, device)
     if is_timm_name(model):
@@ -67,9 +69,14 @@ def _load_timm(arch: str, path: str) -> LoadedClip:
     return load_timm(arch, path)
 
 
-def _load_folder(folder: Path, device: str | torch.device) -> LoadedClip:
+def _load_own(path: Path, given: str, device: str | torch.device) -> LoadedClip:
+    folder = path if path.is_dir() else path.parent
+    return load_saved(path, device, lambda reference: _load(*arguments(reference, folder, given), "cpu"))
+
+
+def _load_folder(folder: Path, given: str, device: str | torch.device) -> LoadedClip:
     if is_saved_clip(folder):
-        return load_saved(folder, device)
+        return _load_own(folder, given, device)
     if (folder / "config.json").is_file():
         return load_hf(folder, device)
     if (folder / "open_clip_config.json").is_file():

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchrank.errors import UserError
-from patchrank.text import TextTower, tokenize
+from patchrank.text import TextTower
 
 _BATCH = 256
 
@@ -28,15 +28,15 @@ def _encode(texts: list[str], encode: Callable[[list[str]], Tensor]) -> Tensor:
 
 
 class OwnText:
-    """Encoder around our byte-level `TextTower`."""
+    """Encoder around our own `TextTower`."""
 
     def __init__(self, tower: TextTower, logit_scale: float) -> None:
         self.tower = tower.eval().requires_grad_(False)
         self.logit_scale = logit_scale
 
     def __call__(self, texts: list[str]) -> Tensor:
-        device, context = self.tower.position.device, self.tower.config.context
-        return _encode(texts, lambda chunk: self.tower(tokenize(chunk, context).to(device)))
+        device = self.tower.position.device
+        return _encode(texts, lambda chunk: self.tower(self.tower.tokenize(chunk).to(device)))
 
 
 class OpenClipText:

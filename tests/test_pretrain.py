@@ -16,6 +16,7 @@ from patchrank.pretrain.model import build_pair
 from patchrank.pretrain.rules import check
 from patchrank.pretrain.state import save_state
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = dict(
     image_size=32,
     patch_size=8,
@@ -32,14 +33,6 @@ TINY = dict(
     eval_every=100,
     threads=1,
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    former = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(former)
 
 
 @pytest.fixture

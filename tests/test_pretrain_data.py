@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from pretrain_pairs import tiny, write_pairs
 
@@ -19,12 +20,10 @@ from patchrank.pretrain.colour import COLOURS, NUM_DRAWS, Colour, change
 from patchrank.pretrain.config import PretrainConfig
 from patchrank.pretrain.distributed import World
 from patchrank.pretrain.evaluate import open_checks
-from patchrank.pretrain.originals import Originals
-from patchrank.pretrain.originals import crop as crop_one
+from patchrank.pretrain.originals import Originals, crop
 from patchrank.pretrain.pairs import TEMPLATES, UNSAID, load_pairs, mixture, with_captions
 from patchrank.pretrain.rules import check
 from patchrank.pretrain.shards import ShardStream, shard_paths
-from patchrank.pretrain.views import crop
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +97,13 @@ def test_originals_are_opened_once_and_broken_ones_listed():
     assert pictures[0].size == (30, 20)
 
 
-def test_crops_agree_with_the_batched_crop():
+def test_a_crop_is_the_box_resized_with_antialiasing():
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     smooth = Image.fromarray(pixels).resize((80, 60), Image.Resampling.BICUBIC)
     box = [7, 11, 40, 44]
-    found = crop_one(smooth, box, 16)
-    expected = crop(torch.from_numpy(np.array(smooth)).permute(2, 0, 1)[None], torch.tensor([box]), (16, 16))
+    found = crop(smooth, box, 16)
+    cut = torch.from_numpy(np.array(smooth)).permute(2, 0, 1)[None, :, 7 : 7 + 40, 11 : 11 + 44].float()
+    expected = F.interpolate(cut, (16, 16), mode="bilinear", antialias=True)
     # at its edge Pillow lets pixels beside the box join in
     assert (found.float() - expected[0])[:, 2:-2, 2:-2].abs().max() < 2
 
@@ -119,7 +119,7 @@ def test_views_boxes_and_the_teacher_s_picture(pairs, tmp_path):
     assert (box_VB4[..., 2] * box_VB4[..., 3] >= 0.45 * 40 * 40).all()
     assert not torch.equal(batches.at(1).box_VB4, box_VB4)
     number = [item.id for item in batches.dataset.images].index(batch.ids[3])
-    raw = crop_one(batches.originals.get(number), teacher_B4[3].tolist(), 16)
+    raw = crop(batches.originals.get(number), teacher_B4[3].tolist(), 16)
     torch.testing.assert_close(batch.teacher_BCHW[3], raw / 127.5 - 1, rtol=0, atol=1e-5)
     pooled = Batches(replace(config, workers=2), load_pairs("captions", pairs), config.preprocess()).at(0)
     assert torch.equal(pooled.view_VBCHW, batch.view_VBCHW)

@@ -1,4 +1,4 @@
-"""Boxes of views as data, crops made of them, and score maps carried from box to box."""
+"""Boxes of views as data, and score maps carried from box to box."""
 
 import numpy as np
 import pytest
@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from patchrank.pretrain.boxes import draw_boxes, draw_enclosing, map_scores, whole_boxes
+from patchrank.pretrain.boxes import draw_boxes, draw_enclosing, map_scores
 from patchrank.pretrain.maskers import MaskContext, MaskSpec, mask
 from patchrank.pretrain.teacher import TeacherView
-from patchrank.pretrain.views import crop, flip
 
 
 def chance(seed=0):
@@ -26,6 +25,19 @@ def sizes(num, seed=0):
     size_B2[num // 3 : num // 2, 1] *= 20
     size_B2[:3] = torch.tensor([[1, 1], [1, 900], [900, 1]])
     return size_B2
+
+
+def whole_boxes(size_B2):
+    return torch.cat([torch.zeros_like(size_B2), size_B2], dim=-1)
+
+
+def crops(image_BCHW, box_B4, side):
+    """Every box of its picture, resized to a square."""
+    cuts = [
+        image[None, :, top : top + height, left : left + width]
+        for image, (top, left, height, width) in zip(image_BCHW, box_B4.tolist())
+    ]
+    return torch.cat([F.interpolate(cut, (side, side), mode="bilinear", antialias=True) for cut in cuts])
 
 
 def test_the_teacher_s_box_holds_every_view_and_stays_in_the_picture():
@@ -60,31 +72,6 @@ def test_a_picture_s_boxes_do_not_depend_on_its_neighbours():
     other_B2 = torch.cat([size_B2[:1], size_B2[1:].flip(0)])
     boxes = [draw_boxes(size, 2, chance()) for size in (size_B2, other_B2, size_B2[:1])]
     assert torch.equal(boxes[0][0], boxes[1][0]) and torch.equal(boxes[0][0], boxes[2][0])
-
-
-# crops
-
-
-@settings(max_examples=12, deadline=None)
-@given(st.integers(0, 99), st.sampled_from([(8, 8), (16, 5), (40, 33)]))
-def test_crop_equals_slicing_and_antialiased_resize(seed, size):
-    image_BCHW = torch.rand(3, 3, 23, 31, generator=chance(seed))
-    box_B4 = draw_boxes(torch.tensor([[23, 31]]).expand(3, 2), 1, chance(seed), scale=(0.1, 1.0))[:, 0]
-    found = crop(image_BCHW, box_B4, size)
-    for image, (top, left, height, width), view in zip(image_BCHW, box_B4.tolist(), found):
-        cut = image[None, :, top : top + height, left : left + width]
-        expected = F.interpolate(cut, size, mode="bilinear", antialias=True, align_corners=False)[0]
-        torch.testing.assert_close(view, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_whole_box_at_its_own_size_is_the_picture_and_flip_mirrors_about_half():
-    image_BCHW = torch.rand(200, 3, 6, 9, generator=chance())
-    whole_B4 = whole_boxes(torch.tensor([[6, 9]]).expand(200, 2))
-    torch.testing.assert_close(crop(image_BCHW, whole_B4, (6, 9)), image_BCHW)
-    flipped = flip(image_BCHW, chance())
-    mirrored_B = (flipped == image_BCHW.flip(-1)).flatten(1).all(1)
-    assert 0.3 < mirrored_B.float().mean() < 0.7
-    assert torch.equal(flipped[~mirrored_B], image_BCHW[~mirrored_B])
 
 
 # score maps
@@ -159,7 +146,7 @@ def test_from_a_bright_square_to_the_kept_blocks_of_each_view(shrink):
         image_BCHW[row, :, top : top + 64, left : left + 64] = 1.0
     view_BV4 = draw_boxes(size_B2, 2, chance(9))
     teacher_B4 = draw_enclosing(view_BV4, size_B2, chance(10))
-    brightness = F.avg_pool2d(crop(image_BCHW, teacher_B4, (112 // shrink, 112 // shrink)).mean(1, keepdim=True), 8)
+    brightness = F.avg_pool2d(crops(image_BCHW, teacher_B4, 112 // shrink).mean(1, keepdim=True), 8)
     grid = tuple(brightness.shape[2:])
     seen = TeacherView(
         grid=grid,
@@ -169,7 +156,7 @@ def test_from_a_bright_square_to_the_kept_blocks_of_each_view(shrink):
         box_B4=teacher_B4,
     )
     for view in range(2):
-        view_BCHW = crop(image_BCHW, view_BV4[:, view], (112, 112))
+        view_BCHW = crops(image_BCHW, view_BV4[:, view], 112)
         context = MaskContext(
             image_BCHW=view_BCHW,
             patch_size=8,

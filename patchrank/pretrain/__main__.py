@@ -21,6 +21,7 @@ from patchrank.pretrain.mask_pictures import draw_masks
 from patchrank.pretrain.open_clip_export import save_open_clip
 from patchrank.pretrain.pictures import normalise
 from patchrank.pretrain.rules import check
+from patchrank.pretrain.threshold import as_line
 from patchrank.provenance import command, versions
 
 _NUM_SHOWN = 16
@@ -37,6 +38,7 @@ def main(config: PretrainConfig) -> None:
 
 def _main(config: PretrainConfig, world: World) -> None:
     run = open_run(config, world)
+    config = run.config
     if world.leads:
         print(_cost_lines(run), flush=True)
     if config.dry_run:
@@ -56,7 +58,7 @@ def _main(config: PretrainConfig, world: World) -> None:
 def _cost_lines(run: Run) -> str:
     config = run.config
     started = time.perf_counter()
-    run.batches.at(run.progress.step, 1.0)
+    batch = run.batches.at(run.progress.step, 1.0)
     seconds = time.perf_counter() - started
     left, dataset = config.num_steps - run.progress.step, run.batches.dataset
     size = "a stream of pictures" if dataset is None else f"{len(dataset.images):,} pictures"
@@ -68,6 +70,8 @@ def _cost_lines(run: Run) -> str:
         "GMAC/pair: billion multiply-accumulates (1 MAC = 2 FLOPs) of a training step for one picture and its caption; "
         "reported: the papers' time on their machines; x CLIP is what to expect here",
     ]
+    if any(view.mask.least is not None for view in config.row.views):
+        said.append(as_line(config, batch))
     heads = {"simclr", "byol"} & set(config.row.terms)
     if heads and per_process < 16:
         said.append(f"note: the batch norms of {', '.join(sorted(heads))} see only {per_process} pictures at a time")
@@ -91,14 +95,14 @@ def _save(run: Run) -> None:
     config, pair = run.config, run.pair
     metrics = {config.eval_split: run.metrics or check_run(run)} if run.world.size == 1 else {}
     tests = open_checks(config.eval_data or config.data, config.data_root, "test", run.preprocess)
-    metrics["test"] = check_pair(pair, tests, run.preprocess, min(config.batch_size, 256))
+    metrics["test"] = check_pair(pair, tests, run.preprocess, min(config.batch_size, 256), run.look)
     metrics = {split: found for split, found in metrics.items() if found}
     num_test = {pictures.dataset.name: len(pictures.dataset.images) for pictures in tests}
     recipe = recipe_of(config, run.progress, metrics, num_test)
     name = config.name or f"{config.recipe}-{config.data}"
     save_clip(
         config.out,
-        pair.tower,
+        pair.tower if run.locked is None else run.locked.reference,
         pair.text,
         run.preprocess,
         pair.log_scale.exp().item(),

@@ -73,11 +73,6 @@ def draw_enclosing(box_BV4: Tensor, size_B2: Tensor, generator: torch.Generator)
     return torch.cat([start_B2, stop_B2 - start_B2], dim=-1)
 
 
-def whole_boxes(size_B2: Tensor) -> Tensor:
-    """Boxes (B, 4) int64 of whole pictures."""
-    return torch.cat([torch.zeros_like(size_B2), size_B2], dim=-1)
-
-
 def map_scores(score_BN: Tensor, grid: tuple[int, int], from_B4: Tensor, to_B4: Tensor, out_grid) -> Tensor:
     """Scores of a map over one box, read bilinearly at the cell centres of another box: (B, h * w) float32.
 

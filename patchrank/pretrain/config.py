@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from patchrank.preprocess import Preprocess
+from patchrank.pretrain.maskers import MaskSpec
 from patchrank.pretrain.recipes import RECIPES, Recipe
 from patchrank.pretrain.settings import Setting, setting_of
 from patchrank.text import TextConfig
 from patchrank.tower import TowerConfig
 
 _FREE = ("out", "data_root", "name", "device", "eval_every", "save_every", "workers", "tensorboard", "eval_data",
-         "eval_split", "log_every")  # fmt: skip
+         "eval_split", "log_every", "cache")  # fmt: skip
 """Flags that may change when a run is taken up again."""
 
 
@@ -31,13 +32,16 @@ class PretrainConfig:
     att2x50, att2x50_high, aclip, aclip_eff, aclip_fast, eclip, pgs-0.3, pgs-0.5, or lit."""
     masker: str | None = None
     """Masker in place of the recipe's, for ablations: a row of MASKERS such as text or pgs-no-edges."""
+    threshold: float | None = None
+    """Recipe eclip: patches fall that are more alike (cosine) to an anchor than this; without it, the value that keeps
+    half of the patches on average is searched for before the first step."""
     contrast: str = "clip"
     """Contrastive loss: clip, or siglip in its place."""
     setting: str = "small"
     """Where the values of the flags below come from that are not given: "small" (two cores) or "paper"."""
     data: str = "digits"
-    """Pictures with captions: a data set of the catalog (captions, or classes in templates), several joined by +,
-    "captions" (your own folder), or "shards" (WebDataset)."""
+    """Pictures with captions: a data set of the catalog (captions, or classes in templates; of these also half the
+    classes, as caltech101/even), several joined by +, "captions" (your own folder), or "shards" (WebDataset)."""
     data_root: Path | None = None
     """Folder that holds the data sets, your own folder, or the shards (a folder of *.tar, or data/{000..099}.tar);
     without it $PATCHRANK_ASSETS/data."""
@@ -49,6 +53,8 @@ class PretrainConfig:
     """Recipe lit: the checkpoint whose image tower is locked, as in `load_clip`."""
     pretrained: str = ""
     """Recipe lit: weights of --model."""
+    cache: Path | None = None
+    """Recipe lit: folder of the locked tower's features, which runs may share; without it <out>/features."""
     seed: int = 0
     """Seed of weights, batches, captions, crops and masks."""
     device: str = "cpu"
@@ -112,7 +118,13 @@ class PretrainConfig:
     text_layers: int | None = None
     """Blocks of the text tower."""
     context: int | None = None
-    """Bytes of a text, start and end included."""
+    """Tokens of a text, start and end included: bytes, or pieces of words with --num-merges."""
+    num_merges: int | None = None
+    """Recipe lit: texts are read as pieces of words, by so many merges of CLIP's vocabulary; 0: as bytes."""
+    text_pool: str | None = None
+    """Recipe lit: what a text's feature is made of: its "end" token, or the "mean" over all tokens."""
+    word_drop: float | None = None
+    """Share of a caption's tokens that the text tower does not see in training, drawn anew each time."""
     frozen_patches: bool | None = None
     """Whether the patch embedding stays at its random start."""
     start: str | None = None
@@ -152,15 +164,20 @@ class PretrainConfig:
 
     @property
     def row(self) -> Recipe:
-        """The recipe with --masker and --contrast in place."""
+        """The recipe with --masker, --threshold and --contrast in place."""
         recipe = RECIPES[self.recipe]
-        views = tuple(
-            view if self.masker is None or view.mask.keep >= 1.0
-            else replace(view, mask=replace(view.mask, masker=self.masker))
-            for view in recipe.views
-        )  # fmt: skip
+        views = tuple(replace(view, mask=self._mask(view.mask)) for view in recipe.views)
         terms = {self.contrast if name == "clip" else name: weight for name, weight in recipe.terms.items()}
         return replace(recipe, views=views, terms=terms)
+
+    def _mask(self, spec: MaskSpec) -> MaskSpec:
+        if self.masker is not None and spec.keep < 1.0:
+            # a threshold belongs to the scores of one masker; another keeps the same share of every picture
+            fixed = {} if spec.mean_keep is None else dict(keep=spec.mean_keep, least=None, mean_keep=None)
+            return replace(spec, masker=self.masker, **fixed)
+        if self.threshold is not None and spec.mean_keep is not None:
+            return replace(spec, threshold=-self.threshold, mean_keep=None)
+        return spec
 
     def tower_config(self) -> TowerConfig:
         """The image tower: class token, ViT."""
@@ -183,6 +200,8 @@ class PretrainConfig:
             num_heads=self.text_width // self.text_head,
             mlp_width=4 * self.text_width,
             output_dim=output_dim or self.feature_dim,
+            num_merges=self.num_merges,
+            pool=self.text_pool,
         )
 
     def preprocess(self) -> Preprocess:

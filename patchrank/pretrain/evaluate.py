@@ -4,7 +4,9 @@ Letters: B pictures of a batch, D feature, Y classes, Q queries, G gallery.
 """
 
 import logging
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +26,8 @@ from patchrank.text_encoders import OwnText
 logger = logging.getLogger(__name__)
 
 RECALL_AT = (1, 5, 10)
+Look = Callable[[Pictures], tuple[Tensor, list[int]]]
+"""Unit features (n, D) float32 of all pictures that can be opened, and their indices."""
 
 
 def open_checks(names: str, root: Path | None, split: str, preprocess: Preprocess) -> list[Pictures]:
@@ -42,20 +46,23 @@ def open_checks(names: str, root: Path | None, split: str, preprocess: Preproces
     return found
 
 
-def check_pair(pair: Pair, checks: list[Pictures], preprocess: Preprocess, batch_size: int) -> dict[str, float]:
+def check_pair(
+    pair: Pair, checks: list[Pictures], preprocess: Preprocess, batch_size: int, look: Look | None = None
+) -> dict[str, float]:
     """Every metric by name, fractions in [0, 1]: "<data set> accuracy", "<data set> t2i@5" and the like.
 
     Accuracy where a data set has classes, else recall both ways. Every patch is seen; broken pictures do not count.
+    Args: look, where features come from if not from the pair's own image tower now.
     """
     pair.eval()
+    look = look or partial(image_features, pair, preprocess=preprocess, batch_size=batch_size)
     found: dict[str, float] = {}
     for pictures in checks:
         name = pictures.dataset.name
         if pictures.dataset.class_names:
-            found[f"{name} accuracy"] = zero_shot_accuracy(pair, pictures, preprocess, batch_size)
+            found[f"{name} accuracy"] = zero_shot_accuracy(pair, pictures, preprocess, look)
         else:
-            recalls = retrieval(pair, pictures, preprocess, batch_size)
-            found |= {f"{name} {metric}": value for metric, value in recalls.items()}
+            found |= {f"{name} {metric}": value for metric, value in retrieval(pair, pictures, look).items()}
     pair.train()
     return found
 
@@ -77,7 +84,7 @@ def image_features(pair: Pair, pictures: Pictures, preprocess: Preprocess, batch
 
 
 @torch.no_grad()
-def zero_shot_accuracy(pair: Pair, pictures: Pictures, preprocess: Preprocess, batch_size: int) -> float:
+def zero_shot_accuracy(pair: Pair, pictures: Pictures, preprocess: Preprocess, look: Look) -> float:
     """Share in [0, 1] of labelled pictures whose nearest class prompt is theirs; NaN if no picture has a label."""
     clip = LoadedClip(
         tower=pair.tower,
@@ -87,7 +94,7 @@ def zero_shot_accuracy(pair: Pair, pictures: Pictures, preprocess: Preprocess, b
         weights_hash="",
         text=_text_encoder(pair),
     )
-    feature_nD, numbers = image_features(pair, pictures, preprocess, batch_size)
+    feature_nD, numbers = look(pictures)
     weight_DY = class_matrix(clip, pictures.dataset)[0].to(feature_nD.device)
     labels = [pictures.dataset.images[number].label for number in numbers]
     nearest = (feature_nD @ weight_DY).argmax(1).tolist()
@@ -96,9 +103,9 @@ def zero_shot_accuracy(pair: Pair, pictures: Pictures, preprocess: Preprocess, b
 
 
 @torch.no_grad()
-def retrieval(pair: Pair, pictures: Pictures, preprocess: Preprocess, batch_size: int) -> dict[str, float]:
+def retrieval(pair: Pair, pictures: Pictures, look: Look) -> dict[str, float]:
     """Recall in [0, 1] at 1, 5, 10 from text to image ("t2i@1") and from image to text; all captions take part."""
-    feature_nD, numbers = image_features(pair, pictures, preprocess, batch_size)
+    feature_nD, numbers = look(pictures)
     images = pictures.dataset.images
     owner, texts = zip(*((place, text) for place, number in enumerate(numbers) for text in images[number].captions))
     text_QD = _text_encoder(pair)(list(texts))

@@ -18,7 +18,7 @@ from patchrank.pretrain.model import Pair
 from patchrank.pretrain.objectives import Encoded, Objectives, Widths, caption_ids, contrastive_loss
 from patchrank.pretrain.recipes import Recipe, View
 from patchrank.pretrain.teacher import Teacher, TeacherView
-from patchrank.text import PAD, tokenize
+from patchrank.text import END, PAD, START, TextTower
 
 _OWN_PASSES = {"tower", "text tower"}
 """What an objective needs that runs blocks itself: it computes in the precision of the towers."""
@@ -32,6 +32,26 @@ def _terms(recipe: Recipe, config: PretrainConfig) -> dict[str, tuple[float, dic
     contrast = dict(views=text_views, gather_grad=recipe.gather_grad)
     known = dict(clip=contrast, siglip=contrast, simclr=heads, byol=heads, distill=dict(num_codes=config.head_width))
     return {name: (weight, known.get(name, {})) for name, weight in recipe.terms.items()}
+
+
+def drop_tokens(token_BL: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Tokens (B, L) int64 with PAD, which nothing attends to, in place of a `share` in [0, 1) of them.
+
+    Start and end stay. Source: word dropout (Iyyer et al. 2015, section 4), by the token.
+    """
+    dropped_BL = torch.rand(token_BL.shape, generator=generator, device=generator.device).to(token_BL.device) < share
+    return token_BL.masked_fill(dropped_BL & (token_BL != START) & (token_BL != END), PAD)
+
+
+def by_length(text: TextTower, token_BL: Tensor, chunk: int = 128) -> Tensor:
+    """`text(token_BL)` (B, D), computed in chunks of similar length, each without its common padding: half the work.
+
+    Where the image tower is not trained, the text tower is all the work there is.
+    """
+    length_B = (token_BL == END).int().argmax(1) + 1
+    order_B = length_B.argsort(stable=True)
+    found = [text(token_BL[rows, : int(length_B[rows[-1]])]) for rows in order_B.split(chunk)]
+    return torch.cat(found)[order_B.argsort()]
 
 
 class Learner(nn.Module):
@@ -71,11 +91,13 @@ class Learner(nn.Module):
         step; progress of the run in [0, 1]; chance of the masks.
         """
         device = self.pair.log_scale.device
-        token_UL = tokenize(batch.texts, self.pair.text.config.context)
+        token_UL = self.pair.text.tokenize(batch.texts)
         token_UL = token_UL[:, : int((token_UL != PAD).sum(1).max())].to(device)
+        if self.config.word_drop:
+            token_UL = drop_tokens(token_UL, self.config.word_drop, chance)
         text_B = batch.text_B.to(device)
         with self._autocast():
-            text_UD = self.pair.text(token_UL)
+            text_UD = by_length(self.pair.text, token_UL) if self.recipe.locked else self.pair.text(token_UL)
             seen = self._look(batch, views, device)
             feature_VBD, pooled_VBT = self._encode(batch, views, seen, token_UL[text_B], progress, chance)
         text_UD = text_UD.float()

@@ -21,16 +21,17 @@ from patchrank.pretrain.cost import num_tokens
 from patchrank.pretrain.curriculum import CURRICULA, Pace
 from patchrank.pretrain.distributed import World, barrier, sum_over_ranks
 from patchrank.pretrain.draws import generator
-from patchrank.pretrain.evaluate import check_pair, open_checks
+from patchrank.pretrain.evaluate import Look, check_pair, open_checks
 from patchrank.pretrain.journal import RunLog
 from patchrank.pretrain.learner import Learner
-from patchrank.pretrain.locked import locked_features, locked_start
+from patchrank.pretrain.locked import Locked, locked_start
 from patchrank.pretrain.model import build_pair, parameter_groups
 from patchrank.pretrain.pairs import SHARDS, load_pairs
 from patchrank.pretrain.pictures import Pictures
 from patchrank.pretrain.schedule import learning_rate
 from patchrank.pretrain.shards import ShardStream, shard_paths
 from patchrank.pretrain.state import Progress, load_state, save_state
+from patchrank.pretrain.threshold import with_threshold
 
 
 def state_path(out: Path) -> Path:
@@ -53,6 +54,8 @@ class Run:
     ahead: Ahead | None = None
     """Draws batches beside the training, with --workers."""
     world: World = field(default_factory=World)
+    locked: Locked | None = None
+    """The image tower of a locked run."""
     checks: list[Pictures] | None = None
     """Data sets of the checks, opened at the first one."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -63,6 +66,11 @@ class Run:
         """The towers."""
         return self.learner.pair
 
+    @property
+    def look(self) -> Look | None:
+        """Where checks take features from that need not be computed again; None: from the towers."""
+        return None if self.locked is None else self.locked.look
+
 
 def open_run(config: PretrainConfig, world: World | None = None) -> Run:
     """Fresh towers, or those of the state in --out. Raises: UserError for data or a state that does not fit."""
@@ -71,12 +79,13 @@ def open_run(config: PretrainConfig, world: World | None = None) -> Run:
     stream = config.data == SHARDS
     source = ShardStream(shard_paths(config.data_root), config.seed, world) if stream else None
     source = source or load_pairs(config.data, root=config.data_root, split="train")
-    preprocess, feature_ND = config.preprocess(), None
+    config = with_threshold(config, source, state_path(config.out), world, device)
+    preprocess, locked, feature_ND = config.preprocess(), None, None
     if config.row.locked:
-        pair, preprocess, name = locked_start(config)
-        pair = pair.to(device)
+        pair, locked = locked_start(config, device)
+        preprocess = locked.preprocess
         if not stream and not config.dry_run:
-            feature_ND = locked_features(pair.tower, name, source, preprocess, config, world)
+            feature_ND = locked.train_features(source, world)
     else:
         pair = build_pair(config.tower_config(), config.text_config(), config.seed, config.start).to(device)
         pair.tower.patch.requires_grad_(not config.frozen_patches)
@@ -91,7 +100,7 @@ def open_run(config: PretrainConfig, world: World | None = None) -> Run:
         progress = load_state(state_path(config.out), learner, optimiser, config.settings())
     wrapped = learner if world.size == 1 else DistributedDataParallel(learner)
     ahead = Ahead(batches) if config.workers else None
-    return Run(config, learner, wrapped, optimiser, batches, preprocess, progress, ahead, world)
+    return Run(config, learner, wrapped, optimiser, batches, preprocess, progress, ahead, world, locked)
 
 
 def difficulty_at(config: PretrainConfig, step: int, pace: Pace) -> float:
@@ -241,6 +250,6 @@ def check_run(run: Run) -> dict[str, float]:
         return {}
     if run.checks is None:
         run.checks = open_checks(config.eval_data or config.data, config.data_root, config.eval_split, run.preprocess)
-    found = check_pair(run.pair, run.checks, run.preprocess, min(config.batch_size, 256))
+    found = check_pair(run.pair, run.checks, run.preprocess, min(config.batch_size, 256), run.look)
     barrier()
     return {name: value for name, value in found.items() if math.isfinite(value)}

@@ -61,6 +61,9 @@ class MaskSpec:
     """Smallest share that stays, for a count per picture; None: the same count for all."""
     threshold: float = 0.0
     """With `least`: patches that score above this stay, within the bounds."""
+    mean_keep: float | None = None
+    """With `least`: the share that shall stay on average; its threshold is still to be searched for, then this is None
+    (`patchrank.pretrain.threshold`)."""
 
     def __post_init__(self) -> None:
         rules = (
@@ -71,7 +74,9 @@ class MaskSpec:
             ("least", self.least is None or 0 < self.least <= self.keep, f"must lie in (0, keep={self.keep:g}]"),
             ("least", self.least is None or self.block == 1, "counts patches; use it with block=1"),
             ("least", self.least is None or self.rest == "drop", "drops the rest; a fold needs one count for all"),
-        )
+            ("mean_keep", self.mean_keep is None or (self.least or 1.0) <= self.mean_keep <= self.keep,
+             "must lie between least and keep"),
+        )  # fmt: skip
         for name, holds, rule in rules:
             if not holds:
                 raise UserError(f"{name}={getattr(self, name)}: {rule}")
@@ -83,7 +88,12 @@ class MaskSpec:
 
 @torch.no_grad()
 def mask(spec: MaskSpec, context: MaskContext) -> Selection | None:
-    """The patches that one view of a batch keeps; None where it keeps all. Scores are float32, also under autocast."""
+    """The patches that one view of a batch keeps; None where it keeps all. Scores are float32, also under autocast.
+
+    Raises: ValueError for a spec whose threshold is still to be searched for.
+    """
+    if spec.mean_keep is not None:
+        raise ValueError(f"mean_keep={spec.mean_keep}: has no threshold yet")
     if spec.keep >= 1.0 and spec.least is None:
         return None
     with torch.autocast(context.image_BCHW.device.type, enabled=False):

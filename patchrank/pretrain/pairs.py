@@ -4,6 +4,8 @@
     caltech101, food101, folder     class folders: every class name in a few templates
     captions                        your own folder: captions.json, captions.csv, or a .txt beside every picture
     flickr8k+caltech101+food101     a mixture: all pictures of its parts, each as often as it is there
+    flickr8k+caltech101/even        of a class set, the classes with an even label (`patchrank.data.halves`)
+    3xflickr8k+food101              every picture of flickr8k is there three times
 
 WebDataset shards are a stream and live in `patchrank.pretrain.shards`.
 """
@@ -11,12 +13,14 @@ WebDataset shards are a stream and live in `patchrank.pretrain.shards`.
 import csv
 import io
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from patchrank.data import CATALOG, Dataset, Item, load_dataset
 from patchrank.data.files import Files, is_image, open_files
+from patchrank.data.halves import HALVES
 from patchrank.data.listing import read_json
 from patchrank.errors import UserError
 
@@ -30,6 +34,7 @@ TEMPLATES = ("{}", "a photo of a {}.", "a picture of a {}.", "this is a {}.")
 UNSAID = "a photo"
 """Caption of a picture whose captions are all blank."""
 _SPLITS = ("train", "val", "test")
+_TIMES = re.compile(r"(?:(?P<times>[1-9]\d*)x)?(?P<name>.*)")
 _LAYOUT = (
     "captions.json {name: {split, captions}}, captions.csv (filename, caption, split; a row a caption), "
     "or a .txt with a caption a line beside every picture, optionally inside train/, val/, test/"
@@ -37,25 +42,35 @@ _LAYOUT = (
 
 
 def parts_of(name: str) -> list[str]:
-    """Names of a mixture: "a+b" -> ["a", "b"]. Raises: UserError for a name that nobody knows."""
-    parts = name.split("+")
+    """Names of a mixture: "a+2xb" -> ["a", "b"]. Raises: UserError for a name that nobody knows."""
+    parts = [part for part, _ in _counted(name)]
     known = [*CATALOG, CAPTION_FOLDER, SHARDS]
     for part in parts:
-        if part not in known:
+        if part.partition("/")[0] not in known:
             raise UserError(f"--data {part}: unknown; choose one of {', '.join(known)}, or several joined by +")
     if SHARDS in parts and len(parts) > 1:
         raise UserError(f"--data {name}: shards do not mix with others; write the others into shards")
     return parts
 
 
+def _counted(name: str) -> list[tuple[str, int]]:
+    """Names and how often each is there: "a+2xb" -> [("a", 1), ("b", 2)]."""
+    matches = [_TIMES.fullmatch(part) for part in name.split("+")]
+    return [(match["name"], int(match["times"] or 1)) for match in matches]
+
+
 def load_pairs(name: str, root: str | Path | None = None, split: str = "train") -> Dataset:
     """One split in which every picture has at least one caption; of a mixture, the parts in their order.
 
-    Blank captions are left out; a picture without any other says UNSAID, counted in the log.
+    Blank captions are left out; a picture without any other says UNSAID, counted in the log. Where a part is half of
+    the classes, no part's class captions name a class of the other half (`without_names`).
     Raises: UserError for unknown names, absent files, or pictures with neither captions nor classes.
     """
-    parts = [with_captions(load_part(part, root, split)) for part in parts_of(name)]
-    return parts[0] if len(parts) == 1 else mixture(name, parts)
+    names = parts_of(name)
+    held_out = [one for part in names for one in _other_half(part, root, split)]
+    parts = [with_captions(without_names(load_part(part, root, split), held_out)) for part in names]
+    times = [times for _, times in _counted(name)]
+    return parts[0] if times == [1] else mixture(name, parts, times)
 
 
 def load_part(name: str, root: str | Path | None, split: str) -> Dataset:
@@ -63,6 +78,31 @@ def load_part(name: str, root: str | Path | None, split: str) -> Dataset:
     if name == CAPTION_FOLDER:
         return read_caption_folder(root, split)
     return load_dataset(name, root=root, split=split)
+
+
+def _other_half(part: str, root: str | Path | None, split: str) -> list[str]:
+    """Class names of the half that `<data set>/even` or `/odd` leaves out; none for other parts."""
+    name, slash, half = part.partition("/")
+    others = [other for other in HALVES if other != half] if slash else []
+    return [one for other in others for one in load_part(f"{name}/{other}", root, split).class_names]
+
+
+def without_names(dataset: Dataset, names: list[str]) -> Dataset:
+    """The data set without the pictures of classes named like one of `names`, for whose sake captions would speak.
+
+    Upper case, hyphens and a plural's s do not count. Classes keep their labels.
+    """
+    plain = {_plain(name) for name in names}
+    left_out = {label: name for label, name in enumerate(dataset.class_names) if _plain(name) in plain}
+    images = [item for item in dataset.images if item.label not in left_out]
+    if len(images) == len(dataset.images):
+        return dataset
+    logger.warning("%s: %s left out: classes of a half that is not seen", dataset.name, ", ".join(left_out.values()))
+    return replace(dataset, images=images)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", " ").removesuffix("s")
 
 
 def with_captions(dataset: Dataset) -> Dataset:
@@ -86,12 +126,20 @@ def with_captions(dataset: Dataset) -> Dataset:
     return replace(dataset, images=images)
 
 
-def mixture(name: str, parts: list[Dataset]) -> Dataset:
-    """Several data sets as one without classes; ids begin with the part's name."""
+def mixture(name: str, parts: list[Dataset], times: list[int] | None = None) -> Dataset:
+    """Several data sets as one without classes; ids begin with the part's name.
+
+    Args: times: how often each part's pictures are there; None: once.
+    """
+    times = times or [1] * len(parts)
     by_name = {part.name: part for part in parts}
     if len(by_name) < len(parts):
         raise UserError(f"--data {name}: names a data set twice; name each once")
-    images = [Item(f"{part.name}:{item.id}", None, item.captions) for part in parts for item in part.images]
+    images = [
+        Item(f"{part.name}:{item.id}", None, item.captions)
+        for part, count in zip(parts, times)
+        for item in part.images * count
+    ]
 
     def read(id: str) -> object:
         part, _, own = id.partition(":")

@@ -7,6 +7,7 @@ from patchrank.pretrain.config import PretrainConfig
 from patchrank.pretrain.maskers import MASKERS
 from patchrank.pretrain.pairs import parts_of
 from patchrank.pretrain.recipes import RECIPES
+from patchrank.word_pieces import MAX_MERGES
 
 
 def check(config: PretrainConfig, num_processes: int = 1) -> None:
@@ -18,13 +19,14 @@ def check(config: PretrainConfig, num_processes: int = 1) -> None:
     if config.contrast not in ("clip", "siglip"):
         raise UserError(f"--contrast {config.contrast}: unknown; choose clip or siglip")
     _check_masker(config)
+    _check_threshold(config)
     for names in (config.data, config.eval_data or config.data):
         parts_of(names)
-    for name in ("threads", "num_steps", "batch_size", "num_layers", "num_heads", "feature_dim", "text_layers",
+    for name in ("threads", "num_steps", "batch_size", "num_layers", "num_heads", "feature_dim",
                  "eval_every", "save_every", "log_every", "patch_size", "width", "accumulate", "text_head", "context",
                  "head_width", "head_out"):  # fmt: skip
         _at_least(config, name, 1)
-    for name in ("num_warmup", "shift", "seed", "workers"):
+    for name in ("num_warmup", "shift", "seed", "workers", "num_merges", "text_layers"):
         _at_least(config, name, 0)
     parts = num_processes * config.accumulate
     recipe, grid = RECIPES[config.recipe], config.image_size // config.patch_size
@@ -38,6 +40,12 @@ def check(config: PretrainConfig, num_processes: int = 1) -> None:
          f"must be a multiple of 4 x --num-heads {config.num_heads}"),
         ("text_width", config.text_width % config.text_head == 0,
          f"must be a multiple of {config.text_head}, the width of a head"),
+        ("num_merges", config.num_merges == 0 or recipe.locked, "pieces of words are for --recipe lit; leave it out"),
+        ("num_merges", config.num_merges <= MAX_MERGES, f"must be at most {MAX_MERGES}, all of CLIP's merges"),
+        ("text_layers", config.text_layers > 0 or recipe.locked, "must be 1 or more; 0 is for --recipe lit"),
+        ("text_pool", config.text_pool in ("end", "mean"), "unknown; choose end or mean"),
+        ("text_pool", config.text_pool == "end" or recipe.locked, "the mean is for --recipe lit; leave it out"),
+        ("word_drop", 0 <= config.word_drop < 1, "must lie in [0, 1); 0.1 hides every tenth token"),
         ("num_warmup", config.num_warmup < config.num_steps, f"must be less than --num-steps {config.num_steps}"),
         ("batch_size", config.batch_size % parts == 0,
          f"must be a multiple of {parts}: {num_processes} processes x --accumulate {config.accumulate}"),
@@ -75,6 +83,16 @@ def _check_masker(config: PretrainConfig) -> None:
         raise UserError(f"--masker {name}: {config.recipe} masks nothing; choose a recipe that does, such as flip50")
     if "teacher" in MASKERS[name].needs and recipe.teacher is None:
         raise UserError(f"--masker {name}: asks a teacher; choose a recipe that has one, such as att1x50")
+
+
+def _check_threshold(config: PretrainConfig) -> None:
+    if config.threshold is None:
+        return
+    said = f"--threshold {config.threshold}"
+    if config.masker is not None or all(view.mask.mean_keep is None for view in RECIPES[config.recipe].views):
+        raise UserError(f"{said}: only the masks of --recipe eclip have one; leave it out")
+    if not -1 <= config.threshold <= 1:
+        raise UserError(f"{said}: is a cosine, must lie in [-1, 1]; without it one is searched for")
 
 
 def _at_least(config: PretrainConfig, name: str, least: int) -> None:

@@ -5,6 +5,8 @@ Random draws need no saving: each is a function of seed and step (`patchrank.pre
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,17 +46,30 @@ def save_state(
     write_tensors(path, tensors, metadata)
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """Settings of the run whose state is `path`. Raises: UserError for a file that is broken."""
+    with _opened(path) as file:
+        return json.loads(file.metadata()["settings"])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A state's file. Raises: UserError where it cannot be read."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove it, or choose another --out") from error
+
+
 def load_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, settings: dict[str, Any]) -> Progress:
     """Fill model and optimiser from `path` and return how far that run is.
 
     Raises: UserError for a file that is broken or that belongs to a run with other settings.
     """
-    try:
-        with safe_open(str(path), "pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); remove it, or choose another --out") from error
+    with _opened(path) as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     _check(path, json.loads(metadata["settings"]), settings)
     found = {name.removeprefix("model "): tensor for name, tensor in tensors.items() if name.startswith("model ")}
     wanted = model.state_dict().keys() - _locked(model)

@@ -19,10 +19,10 @@ class ClusterMasker:
     """score = -(largest cosine to an anchor), anchors lowest; at a fixed K the patches least like any anchor stay.
 
     With a bounded count per picture and `threshold = -t` this is the paper's rule: whatever has a cosine above t to an
-    anchor falls. `search_threshold` on these scores is the search for t that the code documents.
+    anchor falls; `patchrank.pretrain.threshold` searches for t, as the code documents.
     Source: E-CLIP (Wei et al. 2024): 3 % anchors, RGB patches; `embedding=True` hands over from pixels to embeddings as
     the run goes on. Deviations from its released code: similarity threshold and mask ratio are two numbers, anchors are
-    always masked (also flat patches), the embedding variant runs, surplus patches fall to chance.
+    always masked (also flat patches), the embedding variant runs, of surplus patches those most alike fall.
     """
 
     share: float = 0.03
