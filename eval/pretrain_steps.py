@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -127,6 +128,18 @@ def peak_memory(config: PretrainConfig) -> int:
         step_seconds(ready)
     if config.device == "cuda":
         return torch.cuda.max_memory_allocated()
+    return peak_resident()
+
+
+def peak_resident() -> int:
+    """Largest resident size of this process so far, bytes.
+
+    Linux keeps the parent's peak in `ru_maxrss` when a process starts another; `VmHWM` begins anew with the program.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

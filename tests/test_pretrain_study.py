@@ -1,6 +1,9 @@
 """The same-budget study and the cost benchmark: queue, plan, verdicts, and the whole commands on 32 pictures."""
 
+import inspect
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from pretrain_pairs import write_pairs
 
 from eval import pretrain_cost, pretrain_study
 from eval.pretrain_cost import PretrainCostConfig
-from eval.pretrain_steps import build, small_config, step_seconds, towers_of
+from eval.pretrain_steps import build, peak_resident, small_config, step_seconds, towers_of
 from eval.pretrain_study import FIRST, Job, PretrainStudyConfig, make_plan, minutes_of, num_steps, queue
 from eval.pretrain_study_report import as_lines, macs_of_run, spread, study_rows, verdicts
 from patchrank.errors import UserError
@@ -147,3 +150,14 @@ def test_cost_command_writes_its_table(tmp_path):
     assert found["rows"][0]["time_ratio"] == found["rows"][0]["memory_ratio"] == 1.0
     assert found["rounds"] == 2 and found["rows"][1]["reported_time_ratio"] == 0.5
     assert {"command", "versions", "threads"} <= found.keys()
+
+
+def test_peak_memory_is_that_of_the_process_and_not_of_its_parent():
+    """Linux's ru_maxrss of a young process is what its parent had: here 300 MB for a process that needs a few."""
+    ballast = bytearray(300 << 20)
+    ballast[::4096] = b"x" * len(ballast[::4096])
+    imports = "import resource, sys\nfrom pathlib import Path\n"
+    code = f"{imports}{inspect.getsource(peak_resident)}\nprint(peak_resident())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 1 << 20 < int(found.stdout) < 150 << 20
+    assert peak_resident() > 300 << 20
