@@ -64,12 +64,14 @@ def _careful(
     """The graph with the fewest float32 cuts that reaches TARGET, or with all of them in float32."""
     even = smooth(model, input_ranges(model, calibration))
     keep_float32 = keep_float32 | towering(even, input_ranges(even, calibration), peak)
-    expected = _features(model, calibration, max(BATCHES))
+    (expected,) = _features(model, calibration, BATCHES[-1:])
     num_cuts = sum(node.op_type == "TopK" for node in decisions(model))
     for level in range(num_cuts + 1):
         quantised = quantise(even, keep_float32 | waited_for(even, level))
         # A call's tensors share their scales, so what int8 does to a picture depends on its company: the worst counts.
-        if _suffices(np.min([_cosine(expected, _features(quantised, calibration, size)) for size in BATCHES], axis=0)):
+        if _suffices(
+            np.min([_cosine(expected, found) for found in _features(quantised, calibration, BATCHES)], axis=0)
+        ):
             break
     return quantised
 
@@ -103,13 +105,16 @@ def _cosine(expected_BD: np.ndarray, found_BD: np.ndarray) -> np.ndarray:
     return (expected_BD * found_BD).sum(-1) / lengths_B
 
 
-def _features(model: onnx.ModelProto, calibration: np.ndarray, batch: int) -> np.ndarray:
-    """The graph's first output (B, D), float64, computed `batch` at a time."""
+def _features(model: onnx.ModelProto, calibration: np.ndarray, batches: tuple[int, ...]) -> list[np.ndarray]:
+    """The graph's first output (B, D), float64, once for every batch size."""
     session = open_session(model.SerializeToString())
     feed, output = model.graph.input[0].name, model.graph.output[0].name
-    starts = range(0, len(calibration), batch)
-    parts = [session.run([output], {feed: calibration[start : start + batch]})[0] for start in starts]
-    return np.concatenate(parts).astype(np.float64)
+    found = []
+    for batch in batches:
+        starts = range(0, len(calibration), batch)
+        parts = [session.run([output], {feed: calibration[start : start + batch]})[0] for start in starts]
+        found.append(np.concatenate(parts).astype(np.float64))
+    return found
 
 
 def _dynamic(model: onnx.ModelProto, keep_float32: set[str]) -> onnx.ModelProto:

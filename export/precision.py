@@ -7,7 +7,6 @@ an ArgMax (scorer, covering selection, fold metric). The pixels and the answer s
 
 import numpy as np
 import onnx
-from onnx import TensorProto
 
 from export.half import to_float16
 from export.int8 import to_int8, to_int8_static
@@ -92,9 +91,3 @@ def convert(model: onnx.ModelProto, precision: str, calibration: np.ndarray | No
     converted = rows[precision](model)
     strip(converted)
     return converted
-
-
-def float_types(model: onnx.ModelProto) -> set[int]:
-    """Element types among a graph's weights, of the floating and quantised kinds."""
-    kinds = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, TensorProto.UINT8}
-    return {tensor.data_type for tensor in model.graph.initializer} & kinds

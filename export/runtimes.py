@@ -28,8 +28,12 @@ class Runner:
     """(input (B, ...), names of outputs) -> those outputs."""
 
 
-def open_session(model: Path | bytes, threads: int | None = None, quiet: bool = False):
-    """An ONNX Runtime session on CPU, of a file or a serialised graph; `threads` as many as PyTorch uses if None.
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_NO_CUDA = "--runtime onnxruntime-cuda: needs an NVIDIA GPU and pip install 'patchrank[gpu]' in place of [cpu]"
+
+
+def open_session(model: Path | bytes, threads: int | None = None, quiet: bool = False, provider: str = _CPU):
+    """An ONNX Runtime session of a file or a serialised graph; `threads` as many as PyTorch uses if None.
 
     Args: quiet, for a server, whose clients are told of their own wrong input: nothing but fatal errors is logged.
 
@@ -43,14 +47,29 @@ def open_session(model: Path | bytes, threads: int | None = None, quiet: bool = 
     options.log_severity_level = 4 if quiet else 3
     options.add_session_config_entry("session.force_spinning_stop", "1")
     model = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=[provider])
+
+
+def _runner(runtime: str, session) -> Runner:
+    (name,) = (value.name for value in session.get_inputs())
+    outputs = tuple(value.name for value in session.get_outputs())
+    return Runner(runtime, outputs, lambda image, names: session.run(list(names), {name: image}))
 
 
 def _onnxruntime(path: Path, threads: int | None) -> Runner:
-    session = open_session(path, threads)
-    (name,) = (value.name for value in session.get_inputs())
-    outputs = tuple(value.name for value in session.get_outputs())
-    return Runner("onnxruntime", outputs, lambda image, names: session.run(list(names), {name: image}))
+    return _runner("onnxruntime", open_session(path, threads))
+
+
+def _onnxruntime_cuda(path: Path, threads: int | None) -> Runner:
+    """Pixels and outputs cross the bus, as they do in a server. Not executed yet: no GPU was at hand."""
+    import onnxruntime
+
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
+    session = open_session(path, threads, provider=_CUDA)
+    if session.get_providers()[0] != _CUDA:  # providers are listed as available that cannot load
+        raise UserError(_NO_CUDA)
+    return _runner("onnxruntime-cuda", session)
 
 
 def _openvino(path: Path, threads: int | None) -> Runner:
@@ -67,26 +86,6 @@ def _openvino(path: Path, threads: int | None) -> Runner:
         return [request.get_tensor(name).data.copy() for name in names]
 
     return Runner("openvino", outputs, run)
-
-
-_CUDA = "CUDAExecutionProvider"
-_NO_CUDA = "--runtime onnxruntime-cuda: needs an NVIDIA GPU and pip install 'patchrank[gpu]' in place of [cpu]"
-
-
-def _onnxruntime_cuda(path: Path, threads: int | None) -> Runner:
-    """Pixels and outputs cross the bus, as they do in a server. Not executed yet: no GPU was at hand."""
-    import onnxruntime
-
-    if hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=[_CUDA])
-    if session.get_providers()[0] != _CUDA:  # providers are listed as available that cannot load
-        raise UserError(_NO_CUDA)
-    (name,) = (value.name for value in session.get_inputs())
-    outputs = tuple(value.name for value in session.get_outputs())
-    return Runner("onnxruntime-cuda", outputs, lambda image, names: session.run(list(names), {name: image}))
 
 
 RUNTIMES: dict[str, Callable[[Path, int | None], Runner]] = {
