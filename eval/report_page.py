@@ -20,7 +20,7 @@ from eval.report_data import Results
 from eval.report_figures import figures_of
 from eval.report_kept import sheets_of
 from eval.report_lines import shown_methods, strongest_rivals
-from eval.report_plots import all_looks, as_svg, legend_svg, tidy_svg
+from eval.report_plots import all_looks, as_svg, drawn, legend_svg, tidy_svg
 from eval.report_reported import finding_texts, our_lines, reported_lines
 from eval.report_summary import CARDS_NOTE, absences_of, card_of, facts_of, method_of, sets_of, summary_of
 
@@ -47,7 +47,6 @@ def html_of(all_results: Sequence[Results], with_photos: bool) -> str:
 def part_of(results: Results, slug: str, with_photos: bool) -> dict:
     """Everything that the template shows of one image tower."""
     looks, figures = all_looks(results.methods, strongest_rivals(results), shown_methods(results)), figures_of(results)
-    keys = legend_svg(looks)
     sheets = sheets_of(results.pictures, with_photos)
     lines = our_lines(results) + reported_lines()
     anchors = [("summary", "In short"), ("sets", "Data sets"), *((one.name, _short(one.title)) for one in figures)]
@@ -67,7 +66,10 @@ def part_of(results: Results, slug: str, with_photos: bool) -> dict:
                 "name": one.name,
                 "title": one.title,
                 "text": one.text,
-                "legend": [(name, tidy_svg(svg, f"{slug} {one.name} {name}")) for name, svg in keys],
+                "legend": [
+                    (name, tidy_svg(svg, f"{slug} {one.name} {name}"))
+                    for name, svg in legend_svg(drawn(looks, one.panels))
+                ],
                 "svgs": [as_svg(one.draw, panel, looks, f"{slug} {one.title}: {panel.title}") for panel in one.panels],
             }
             for one in figures

@@ -139,10 +139,16 @@ def tidy_svg(text: str, name: str) -> str:
     return re.sub(r'<g id="tip:([^"]*)">', r'<g class="tip"><title>\1</title>', text)
 
 
+def drawn(looks: dict[str, Look], panels: Sequence[PanelData]) -> dict[str, Look]:
+    """Looks of the methods that have a point in these panels: a legend names no other."""
+    there = {point.method for data in panels for point in data.points}
+    return {method: look for method, look in looks.items() if method in there}
+
+
 def as_png(draw: Draw, panels: Sequence[PanelData], looks: dict[str, Look], title: str, columns: int = 2) -> bytes:
-    """All panels on one sheet, with the legend below."""
+    """All panels on one sheet, with the legend of what they show below."""
     columns = min(columns, len(panels))
-    rows, keys = -(-len(panels) // columns), handles(looks)
+    rows, keys = -(-len(panels) // columns), handles(drawn(looks, panels))
     (wide, high), head = PANEL_SIZE, 0.55
     foot = 0.25 + 0.24 * -(-len(keys) // 5)
     whole_wide, whole_high = max(wide * columns, 8.0), head + high * rows + foot

@@ -5,7 +5,7 @@ Letters: B batch, L tokens, C width, D feature.
 
 from torch import Tensor, nn
 
-from eval.rivals.covering import Pruned
+from eval.rivals.budget import Rival
 from patchrank.pruned import PrunedTower
 from patchrank.tower import VisionTower
 
@@ -14,19 +14,11 @@ def first_cut(module: nn.Module, tower: VisionTower) -> int | None:
     """Number of blocks that `module` runs on all tokens of `tower`, unchanged; None where nothing can be shared."""
     if module is tower:
         return tower.config.num_layers
-    pruned = _pruned(module)
-    if pruned is None or pruned.tower is not tower:
+    if getattr(module, "tower", None) is not tower:
         return None
-    return min((layer for layer, _ in pruned.spec.cuts), default=0)
-
-
-def _pruned(module: nn.Module) -> PrunedTower | None:
-    """The walk of a method, where it is nothing but a walk."""
-    if isinstance(module, PrunedTower) and type(module).forward is PrunedTower.forward:
-        return module
-    if isinstance(module, Pruned) and type(module).forward is Pruned.forward:
-        return _pruned(module.pruned)
-    return None
+    if isinstance(module, Rival):
+        return module.first_layer
+    return min((layer for layer, _ in module.spec.cuts), default=None) if isinstance(module, PrunedTower) else None
 
 
 def features(tower: VisionTower, modules: dict[str, nn.Module], image_BCHW: Tensor) -> dict[str, Tensor]:
@@ -43,5 +35,5 @@ def features(tower: VisionTower, modules: dict[str, nn.Module], image_BCHW: Tens
             found[name] = tower.finish(x_BLC, done).float()
             continue
         x_BLC, done = tower.run(x_BLC, done, layer), layer
-        found[name] = _pruned(modules[name]).forward_from(x_BLC, layer).float()
+        found[name] = modules[name].forward_from(x_BLC, layer).float()
     return {name: found[name] for name in modules}

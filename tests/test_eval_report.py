@@ -22,7 +22,7 @@ from eval.report_data import SEVEN, panels_of, read_results, title_of
 from eval.report_figures import MEAN_TITLE, figures_of
 from eval.report_kept import faded, sheets_of
 from eval.report_lines import best_rival, headlines, lines_of
-from eval.report_plots import PanelData, Point, loss_panel, lowest_shown, tidy_svg
+from eval.report_plots import PanelData, Point, drawn, loss_panel, lowest_shown, tidy_svg
 from eval.report_reported import our_lines, reported_lines
 from eval.report_rows import Difference, front, interpolated
 from eval.report_sheet import image_of, pruned_picture
@@ -198,6 +198,15 @@ def test_figures_have_the_mean_first_and_every_row(results) -> None:
     assert {point.method for point in figures["speed"].panels[0].points} == {"ours", "tome", "low-resolution"}
     golden = {point.macs: point.y for point in figures["macs"].panels[1].points if point.method == "golden-fold"}
     assert golden[0.7] == pytest.approx(95.0 + 40.0)  # its distance to the unpruned tower on its own five images
+
+
+def test_legends_name_what_the_figure_shows(results, made: Path) -> None:
+    figures, looks = {one.name: one for one in figures_of(results)}, looks_of(results.methods)
+    assert list(drawn(looks, figures["loss"].panels)) == [name for name in looks if name != DENSE]
+    assert set(drawn(looks, figures["speed"].panels)) == {"ours", "tome", "low-resolution"}
+    page = (made / "report.html").read_text()
+    legends = re.findall(r'<div class="legend">(.*?)</div>', page, flags=re.DOTALL)
+    assert len(legends) == 5 and [("evit" in one) for one in legends] == [False, False, True, True, True]
 
 
 def test_axes_hold_what_there_is_even_gains_alone() -> None:

@@ -14,7 +14,8 @@ from patchrank.tower import TowerConfig, VisionTower
 class Rival(nn.Module, ABC):
     """image (B, 3, H, W) -> feature (B, D) of a frozen tower, and what one image costs.
 
-    A method whose walk begins at block 0 also has `forward_from`: tokens (B, P + N, C) that enter it -> the feature.
+    A method that leaves the first blocks as they are says so by `first_layer`, and has `forward_from`: tokens
+    (B, P + N, C) that enter block `layer`, at most that one -> the feature.
     Args: tower, the dense one; macs: multiply-accumulates per image of what `forward` computes, in closed form.
     """
 
@@ -26,6 +27,11 @@ class Rival(nn.Module, ABC):
     @abstractmethod
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Feature (B, D) of normalised images (B, 3, H, W)."""
+
+    @property
+    def first_layer(self) -> int | None:
+        """The first block whose tokens may be fewer, so that those below can be shared; None where none can be."""
+        return None
 
     @property
     def macs_share(self) -> float:

@@ -12,9 +12,6 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from eval.rivals.budget import Rival
-from eval.rivals.covering import Pruned
-from eval.rivals.evit import EViT
-from eval.rivals.walk import Walk
 from patchrank.atomic import write_tensors
 from patchrank.checkpoints.weights import weights_hash
 from patchrank.errors import UserError
@@ -24,20 +21,16 @@ from predictors.calibration import small_parameters
 _PARTS = "biases"
 
 
-def first_layer(rival: Rival) -> int:
-    """The first block that sees fewer tokens. Raises: UserError for a rival whose walk is not through blocks."""
-    if isinstance(rival, Walk) and rival.left:
-        return min(rival.left)
-    if isinstance(rival, EViT) and rival.K_of:
-        return min(rival.K_of)
-    if isinstance(rival, Pruned) and rival.pruned.spec.cuts:
-        return rival.pruned.spec.cuts[0][0]
-    raise UserError(f"{type(rival).__name__}: has nothing to calibrate at this budget; choose a lower one")
+def parameters_of(rival: Rival) -> dict[str, nn.Parameter]:
+    """What calibration re-fits, by name. Raises: UserError for a rival none of whose blocks sees fewer tokens."""
+    if rival.first_layer is None:
+        raise UserError(f"{type(rival).__name__}: has nothing to calibrate at this budget; choose a lower one")
+    return small_parameters(rival.tower, rival.first_layer, _PARTS)
 
 
 def learnable(rival: Rival) -> nn.ParameterDict:
     """The parameters that calibration re-fits, of the rival's own tower, ready to be trained."""
-    found = small_parameters(rival.tower, first_layer(rival), _PARTS)
+    found = parameters_of(rival)
     return nn.ParameterDict({name.replace(".", "/"): value.requires_grad_(True) for name, value in found.items()})
 
 
@@ -71,7 +64,7 @@ def build(
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
         if found != weights_hash(tower):
             raise ValueError(f"made for weights {str(found)[:12]}")
-        small = small_parameters(rival.tower, first_layer(rival), _PARTS)
+        small = parameters_of(rival)
         if tensors.keys() != small.keys():
             raise ValueError("holds other parameters than this walk's")
         with torch.no_grad():

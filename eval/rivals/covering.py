@@ -29,8 +29,12 @@ class Pruned(Rival):
         super().__init__(pruned.tower, pruned_macs(pruned.config, pruned.spec, scorer=extra))
         self.pruned = pruned
 
-    def forward_from(self, x_BLC: Tensor) -> Tensor:
-        return self.pruned.forward_from(x_BLC, 0)
+    @property
+    def first_layer(self) -> int | None:
+        return min((layer for layer, _ in self.pruned.spec.cuts), default=None)
+
+    def forward_from(self, x_BLC: Tensor, layer: int = 0) -> Tensor:
+        return self.pruned.forward_from(x_BLC, layer)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         return self.pruned(image_BCHW)

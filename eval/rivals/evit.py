@@ -86,14 +86,18 @@ class EViT(Rival):
         super().__init__(tower, evit_macs(tower.config, K_of))
         self.K_of = K_of
 
-    def forward_from(self, x_BLC: Tensor) -> Tensor:
-        prefix, done = self.tower.config.num_prefix, 0
-        for layer, K in self.K_of.items():
-            x_BLC, block = self.tower.run(x_BLC, done, layer), self.tower.blocks[layer]
+    @property
+    def first_layer(self) -> int | None:
+        return min(self.K_of, default=None)
+
+    def forward_from(self, x_BLC: Tensor, layer: int = 0) -> Tensor:
+        prefix, done = self.tower.config.num_prefix, layer
+        for stage, K in self.K_of.items():
+            x_BLC, block = self.tower.run(x_BLC, done, stage), self.tower.blocks[stage]
             after_BLC, key_BLC = block.attend(x_BLC)
             attention_BN = class_row(block, x_BLC, key_BLC)[:, prefix:]
             kept = keep_and_fuse(after_BLC[:, prefix:], attention_BN, K)
-            x_BLC, done = block.mlp(torch.cat([after_BLC[:, :prefix], kept], dim=1)), layer + 1
+            x_BLC, done = block.mlp(torch.cat([after_BLC[:, :prefix], kept], dim=1)), stage + 1
         return self.tower.finish(x_BLC, done)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:

@@ -80,14 +80,19 @@ class Walk(Rival):
     def reduce(self, step: Step) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, P + left, C), prefix first, and sizes (B, P + left), None if keys shall not be weighed."""
 
-    def tokens(self, x_BLC: Tensor) -> tuple[Tensor, Tensor | None]:
+    @property
+    def first_layer(self) -> int | None:
+        return min(self.left, default=None)
+
+    def tokens(self, x_BLC: Tensor, start: int = 0) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, L, C) behind the last block (class row only, where it pools so) and their sizes (B, L').
 
-        Args: tokens (B, P + N, C) that enter block 0.
+        Args: tokens (B, P + N, C) that enter block `start`, which lies behind no block that tokens leave in.
         """
         config = self.tower.config
         size_BL, bias_B11L = None, None
-        for layer, block in enumerate(self.tower.blocks):
+        for layer in range(start, config.num_layers):
+            block = self.tower.blocks[layer]
             if row_only(config, layer):
                 return block.mlp(block.attend_rows(x_BLC, 1, bias_B11L)), size_BL
             before_BLC = x_BLC
@@ -99,8 +104,8 @@ class Walk(Rival):
             x_BLC = block.mlp(x_BLC)
         return x_BLC, size_BL
 
-    def forward_from(self, x_BLC: Tensor) -> Tensor:
-        return self.tower.head(*self.tokens(x_BLC))
+    def forward_from(self, x_BLC: Tensor, layer: int = 0) -> Tensor:
+        return self.tower.head(*self.tokens(x_BLC, layer))
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         return self.forward_from(self.tower.embed(image_BCHW))
