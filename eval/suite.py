@@ -2,7 +2,9 @@
 pictures of what is kept. What the folder holds is not measured again; a kill costs at most 64 images of one data set.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from patchrank.provenance import command, machine, versions
 
 def main(config: SuiteConfig) -> None:
     """Measure what `--out` lacks."""
+    watch, before = Stopwatch(), len(read_records(config.out))
     check(config)
     check_protocol(config.protocol)
     files = parse_files(config.files)
@@ -36,16 +39,39 @@ def main(config: SuiteConfig) -> None:
         slow = build_all(clip.tower, [name for name in methods if is_oracle(name)], config.macs, files)
         bench.methods, bench.unreached = quick.methods, [*quick.unreached, *slow.unreached]
         print(_opening(config, bench, slow, present, absent), flush=True)
-        _measure(config, bench, present)
+        with watch("accuracy"):
+            _measure(config, bench, present)
         _write_suite(config, bench, present, absent)
-        for runtime in config.runtimes:
-            write_speed(config, bench, runtime)
-        write_pictures(config, bench, present)
+        with watch("speed"):
+            for runtime in config.runtimes:
+                write_speed(config, bench, runtime)
+        with watch("pictures"):
+            write_pictures(config, bench, present)
         if len(slow.methods) > 1:
             few = replace(bench, config=_bench_config(config, config.num_oracle), methods=slow.methods)
-            _measure(config, few, present)
-            _write_suite(config, bench, present, absent)
+            with watch("oracles"):
+                _measure(config, few, present)
+        _write_suite(config, bench, present, absent, {"seconds": watch.so_far(), "records_before": before})
     print(f"done: python -m eval report --results {config.out} makes the pages")
+
+
+class Stopwatch:
+    """Seconds of each part of a run, by name, and of the whole run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.start = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time what the block does."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 1)
+
+    def so_far(self) -> dict[str, float]:
+        """Every part, and `total` since this was made, loading included."""
+        return self.seconds | {"total": round(time.perf_counter() - self.start, 1)}
 
 
 def _bench_config(config: SuiteConfig, limit: int | None) -> MeasureConfig:
@@ -88,8 +114,10 @@ def _skipped(bench: Bench) -> list[str]:
     return [f"  no row for {name} at {_percents(shares)} %: {reason}" for (name, reason), shares in budgets.items()]
 
 
-def _write_suite(config: SuiteConfig, bench: Bench, present: Sequence[Present], absent: Sequence[Absent]) -> None:
-    """suite_<model>.json: data sets, methods and the setting, for the report."""
+def _write_suite(
+    config: SuiteConfig, bench: Bench, present: Sequence[Present], absent: Sequence[Absent], run: dict | None = None
+) -> None:
+    """suite_<model>.json: data sets, methods and the setting, for the report; `run`, once done: how long it took."""
     measured = {one.method for one in read_records(config.out) if one.weights_hash == bench.clip.weights_hash}
     reasons = {one.method: one.reason for one in bench.unreached}
     methods = [
@@ -107,6 +135,7 @@ def _write_suite(config: SuiteConfig, bench: Bench, present: Sequence[Present], 
         "command": command("eval"),
         "versions": versions(),
         "machine": machine() | {"device": config.device},
+        "run": run,
         "settings": {
             "macs": list(config.macs),
             "limit": config.num_images,

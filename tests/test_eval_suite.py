@@ -76,6 +76,13 @@ def test_the_first_images_of_the_oracle_are_the_first_of_all(done: SuiteConfig) 
     assert ids[9][:3] == ids[3]
 
 
+def test_a_whole_run_says_how_long_it_took(done: SuiteConfig) -> None:
+    run = the_file(done.out, "suite")["run"]
+    assert run["records_before"] == 0 and list(run["seconds"]) == ["accuracy", "speed", "pictures", "oracles", "total"]
+    *parts, total = run["seconds"].values()
+    assert min(parts) > 0 and sum(parts) <= total
+
+
 def test_the_seven_are_never_dropped_and_skipped_methods_say_why(done: SuiteConfig) -> None:
     value = the_file(done.out, "suite")
     states = {one["name"]: one["state"] for one in value["sets"]}
