@@ -10,8 +10,9 @@ Letters: I images, B batch, D feature.
 import hashlib
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from patchrank.atomic import write_tensors
 from patchrank.data import Dataset, Item, batches
 from patchrank.loading import LoadedClip
 from patchrank.provenance import versions
+from patchrank.search.plan import threads
 
 logger = logging.getLogger(__name__)
 
@@ -200,19 +202,35 @@ def _stale(clip: LoadedClip, run: Dataset, methods: list[Method], found: list, d
 def _compute(
     clip: LoadedClip, run: Dataset, methods: dict[int, Method], batch_size: int, device: str
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """Number -> features (n, D) float32 on the CPU and places (n,) int64 of the readable pictures of a run."""
+    """Number -> features (n, D) float32 on the CPU and places (n,) int64 of the readable pictures of a run.
+
+    On a CPU its batches go side by side, each on its share of the threads: that scales better than threads in a call.
+    """
     modules = {number: method.module for number, method in methods.items()}
-    parts: dict[int, list[Tensor]] = {number: [] for number in methods}
-    places: list[int] = []
-    for start in range(0, len(run.images), batch_size):
-        window = run.images[start : start + batch_size]
-        for ids, image_BCHW, _ in batches(run, clip.preprocess, batch_size, start, start + batch_size):
-            good = set(ids)
-            places += [start + place for place, item in enumerate(window) if item.id in good]
-            for number, feature_BD in features(clip.tower, modules, image_BCHW.to(device)).items():
-                parts[number].append(feature_BD.cpu())
-    place_n = torch.tensor(places, dtype=torch.int64)
-    return {number: (torch.cat(part) if part else torch.zeros(0, 0), place_n) for number, part in parts.items()}
+    starts = range(0, len(run.images), batch_size)
+    workers = min(torch.get_num_threads(), len(starts)) if torch.device(device).type == "cpu" else 1
+    one = partial(_one_batch, clip, run, modules, batch_size, device)
+    with threads(torch.get_num_threads() // workers), ThreadPoolExecutor(workers) as pool:
+        found = [batch for batch in pool.map(one, starts) if batch is not None]
+    place_n = torch.tensor([place for places, _ in found for place in places], dtype=torch.int64)
+    features_of = {number: [feature[number] for _, feature in found] for number in methods}
+    return {
+        number: (torch.cat(parts) if parts else torch.zeros(0, 0), place_n) for number, parts in features_of.items()
+    }
+
+
+@torch.no_grad()
+def _one_batch(
+    clip: LoadedClip, run: Dataset, modules: dict[int, nn.Module], batch_size: int, device: str, start: int
+) -> tuple[list[int], dict[int, Tensor]] | None:
+    """Places and features of the readable pictures start .. start + batch_size - 1 of a run; None without any."""
+    window = run.images[start : start + batch_size]
+    for ids, image_BCHW, _ in batches(run, clip.preprocess, batch_size, start, start + batch_size):
+        good = set(ids)
+        found = features(clip.tower, modules, image_BCHW.to(device))
+        places = [start + place for place, item in enumerate(window) if item.id in good]
+        return places, {number: feature_BD.cpu() for number, feature_BD in found.items()}
+    return None
 
 
 def _joined(row: list[tuple[Tensor, Tensor]], items: list[Item]) -> Features:

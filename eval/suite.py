@@ -23,6 +23,9 @@ from patchrank.atomic import write_json
 from patchrank.loading import load_clip
 from patchrank.provenance import command, machine, versions
 
+_SEARCHED = 4
+"""Images per call of an oracle: it searches one after the other, and small calls share out evenly among threads."""
+
 
 def main(config: SuiteConfig) -> None:
     """Measure what `--out` lacks."""
@@ -48,7 +51,9 @@ def main(config: SuiteConfig) -> None:
         with watch("pictures"):
             write_pictures(config, bench, present)
         if len(slow.methods) > 1:
-            few = replace(bench, config=_bench_config(config, config.num_oracle), methods=slow.methods)
+            asked = _bench_config(config, config.num_oracle)
+            small = replace(asked, batch_size=min(asked.batch_size, _SEARCHED))
+            few = replace(bench, config=small, methods=slow.methods)
             with watch("oracles"):
                 _measure(config, few, present)
         _write_suite(config, bench, present, absent, {"seconds": watch.so_far(), "records_before": before})

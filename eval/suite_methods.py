@@ -3,6 +3,7 @@
 Letters: B batch, N patches.
 """
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,8 @@ from patchrank.tower import VisionTower
 
 
 @dataclass
-class Searched:
-    """Rankings of the batch that was searched last, so that all budgets of an oracle share one search."""
+class Searched(threading.local):
+    """Rankings of the batch that a thread searched last, so that all budgets of an oracle share one search."""
 
     image_BCHW: Tensor | None = None
     score_BN: Tensor | None = None

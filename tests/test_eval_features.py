@@ -16,6 +16,7 @@ from eval.text_cache import CachedText, with_text_cache
 from patchrank.data import BrokenImage, load_dataset
 from patchrank.errors import UserError
 from patchrank.loading import load_clip
+from patchrank.search.plan import threads
 
 NAMES = ("ours", "tome", "drop-random")
 
@@ -71,6 +72,15 @@ def test_features_are_each_methods_own_in_order(clip, dataset, methods):
             with torch.no_grad():
                 expected_1D = method.module(clip.preprocess(dataset.open(item.id)).unsqueeze(0))
             torch.testing.assert_close(feature_D, expected_1D[0], atol=1e-4, rtol=1e-4)
+
+
+def test_batches_side_by_side_change_no_bit(clip, dataset, methods):
+    found = []
+    for num in (1, 3):
+        with threads(num):
+            found.append(extract(clip, dataset, dataset.images, methods, FeatureStore(None), batch_size=1))
+            assert torch.get_num_threads() == num
+    assert all(torch.equal(one.feature_ID, other.feature_ID) for one, other in zip(*found, strict=True))
 
 
 def count_images(monkeypatch) -> list[int]:
