@@ -13,6 +13,7 @@ from patchrank.search.plan import threads
 from predictors import artifact
 from predictors.cache import first
 from predictors.calibration import calibratable
+from predictors.confidence import confidence, said
 from predictors.config import CalibrateConfig, check_calibrate
 from predictors.fit import Course, Task, fit
 from predictors.judging import judge, pruned_features
@@ -35,6 +36,8 @@ def main(config: CalibrateConfig) -> None:
 
 def calibrate(config: CalibrateConfig, clip: LoadedClip, *, quiet: bool = True) -> PrunedTower:
     """Re-fit a saved pruned tower of this model; write state, log, the calibrated tower and results.json; return it.
+
+    Features only: what else would make its answers as sure as the unpruned ones is in the record, as `logit_factor`.
 
     Raises: UserError for a tower that was made from other weights.
     """
@@ -64,12 +67,15 @@ def calibrate(config: CalibrateConfig, clip: LoadedClip, *, quiet: bool = True) 
         if config.readout:
             refitted, found["readout_strength"] = best_readout(config, refitted, images)
         report = make_report("predictors.calibrate", refitted, source, images, found)
-    training = {"training": record["training"], "calibration": config.settings()}
+        report["confidence"] = confidence(refitted, images)
+    training = {"training": record["training"], "calibration": config.settings(), "confidence": report["confidence"]}
     mode = artifact.save(config.out, refitted, record["rows"], clip.weights_hash, training)
     report = {"mode": mode, "settings": config.settings()} | report
     write_json(config.out / "results.json", report)
     if not quiet:
         print(summary(report))
+        if report["confidence"]:
+            print(said(report["confidence"]))
         print(f"the pruned tower is in {config.out}; load it with predictors.load_pruned")
     return refitted
 

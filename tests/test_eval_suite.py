@@ -80,7 +80,7 @@ def test_a_whole_run_says_how_long_it_took(done: SuiteConfig) -> None:
     run = the_file(done.out, "suite")["run"]
     assert run["records_before"] == 0 and list(run["seconds"]) == ["accuracy", "speed", "pictures", "oracles", "total"]
     *parts, total = run["seconds"].values()
-    assert min(parts) >= 0 and abs(total - sum(parts)) < 0.25 * total + 1
+    assert run["seconds"]["accuracy"] > 0 and sum(parts) <= total + 0.05 * len(parts)  # each is rounded
 
 
 def test_the_seven_are_never_dropped_and_skipped_methods_say_why(done: SuiteConfig) -> None:
