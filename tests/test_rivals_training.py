@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from eval.rivals import NotGiven, build, calibrated, diffrate, dtem, rates, tome
+from eval.rivals import build, calibrated, diffrate, dtem, rates, tome
 from eval.rivals.dtem_soft import soft_features, soft_match
 from eval.rivals.train import METHODS, RivalTrainConfig, check, main, plans, train
 from patchrank.errors import UserError
@@ -167,7 +167,7 @@ def test_calibration_changes_small_parameters_of_a_copy(name: str, config: Rival
     small = calibrated.small_parameters(clip.tower, rival.first_layer, "biases")
     assert changed <= small.keys() and len(changed) > 10
     assert rival.macs == build(name, clip.tower, 0.7).macs
-    with pytest.raises(NotGiven, match=f"no calibration of it for this budget; make one: .*--rival {name} --macs"):
+    with pytest.raises(UserError, match=f"no calibration of {name} for this budget; make one: .*--rival {name} --macs"):
         build(f"{name}-calibrated", clip.tower, 0.6, {"calibrated-rivals": config.out})
     calibrated.file_of(config.out, name, 0.65).write_bytes(b"damaged")
     with pytest.raises(UserError, match=f"is no calibration of {name} .*--rival {name} --macs 0.65"):

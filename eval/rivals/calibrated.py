@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from eval.rivals.budget import NotGiven, Rival
+from eval.rivals.budget import Rival
 from patchrank.atomic import write_tensors
 from patchrank.checkpoints.weights import weights_hash
 from patchrank.errors import UserError
@@ -55,13 +55,12 @@ def build(
 ) -> Rival:
     """The rival `plain` through a copy of the tower with the parameters that `save` wrote for this budget.
 
-    Raises: NotGiven where there is none for this budget; UserError for a file that is damaged or of another tower, or
-    a budget out of reach.
+    Raises: UserError for a file that is absent, damaged or of another tower, or a budget out of reach.
     """
     rival, file = plain(copy_of(tower), macs), file_of(path, name, macs)
     remedy = f"make one: python -m eval.rivals.train --method calibrate --rival {name} --macs"
     if not file.is_file():
-        raise NotGiven(f"{name}-calibrated: skipped, {path} has no calibration of it for this budget; {remedy} ...")
+        raise UserError(f"{path}: has no calibration of {name} for this budget; {remedy} ...")
     try:
         with safe_open(str(file), "pt") as opened:
             found = (opened.metadata() or {}).get("weights_hash")
