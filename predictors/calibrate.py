@@ -66,8 +66,9 @@ def calibrate(config: CalibrateConfig, clip: LoadedClip, *, quiet: bool = True) 
     with torch.no_grad():
         if config.readout:
             refitted, found["readout_strength"] = best_readout(config, refitted, images)
-        report = make_report("predictors.calibrate", refitted, source, images, found)
-        report["confidence"] = confidence(refitted, images)
+        feature_nD = pruned_features(refitted, images.held_out, pruned.spec.cuts[0][0])
+        report = make_report("predictors.calibrate", refitted, feature_nD, source, images, found)
+        report["confidence"] = confidence(refitted, feature_nD, images)
     training = {"training": record["training"], "calibration": config.settings(), "confidence": report["confidence"]}
     mode = artifact.save(config.out, refitted, record["rows"], clip.weights_hash, training)
     report = {"mode": mode, "settings": config.settings()} | report

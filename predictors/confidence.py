@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from patchrank.pruned import PrunedTower
-from predictors.cache import Tokens, first
+from predictors.cache import first
 from predictors.judging import pruned_features
 from predictors.prepare import Images
 
@@ -46,24 +46,27 @@ def calibration_error(logit_nY: Tensor, label_n: Tensor, num_bins: int = _BINS) 
 
 
 @torch.no_grad()
-def confidence(pruned: PrunedTower, images: Images) -> dict[str, float]:
+def confidence(pruned: PrunedTower, held_out_nD: Tensor, images: Images) -> dict[str, float]:
     """The factor, fitted on as many train images as are held out, and calibration errors on those held out.
+
+    Args: held_out_nD: features of `pruned` of the held-out images.
 
     Errors where labels are known: of the unpruned tower, of the pruned one, and of that with the factor. {} for images
     that have no classes.
     """
     if images.classify is None:
         return {}
-    few, known = first(images.train, len(images.held_out)), labelled(images.held_out)
-    layer, classify = pruned.spec.cuts[0][0], images.classify
-    factor = refit_factor(classify(pruned_features(pruned, few, layer)), classify(few.feature_nD))
+    few, tokens, classify = first(images.train, len(images.held_out)), images.held_out, images.classify
+    feature_nD = pruned_features(pruned, few, pruned.spec.cuts[0][0])
+    factor = refit_factor(classify(feature_nD), classify(few.feature_nD))
     found = {"logit_factor": factor, "num_fitted": len(few)}
-    if len(known):
-        logit_nY = classify(pruned_features(pruned, known, layer))
+    known_n = tokens.label_n >= 0
+    if known_n.any():
+        label_n, logit_nY = tokens.label_n[known_n], classify(held_out_nD[known_n])
         found |= {
-            "ece_dense": calibration_error(classify(known.feature_nD), known.label_n),
-            "ece": calibration_error(logit_nY, known.label_n),
-            "ece_refitted": calibration_error(factor * logit_nY, known.label_n),
+            "ece_dense": calibration_error(classify(tokens.feature_nD[known_n]), label_n),
+            "ece": calibration_error(logit_nY, label_n),
+            "ece_refitted": calibration_error(factor * logit_nY, label_n),
         }
     return found
 
@@ -75,10 +78,3 @@ def said(found: dict[str, float]) -> str:
         dense, before, after = (100 * found[name] for name in ("ece_dense", "ece", "ece_refitted"))
         text += f"; calibration error {before:.1f} -> {after:.1f} % (unpruned {dense:.1f} %)"
     return text
-
-
-def labelled(tokens: Tokens) -> Tokens:
-    """The images whose class is known."""
-    index_n = torch.nonzero(tokens.label_n >= 0)[:, 0]
-    ids = [tokens.ids[place] for place in index_n.tolist()]
-    return Tokens(ids, tokens.x_nLC[index_n], tokens.feature_nD[index_n], tokens.label_n[index_n])

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
+from torch import Tensor
+
 from patchrank.macs import dense_macs
 from patchrank.provenance import command, machine, versions
 from patchrank.pruned import PrunedTower
@@ -19,10 +21,13 @@ from predictors.prepare import Images
 from predictors.schedules import at_keep
 
 
-def make_report(program: str, pruned: PrunedTower, before: PrunedTower, images: Images, found: dict[str, Any]) -> dict:
-    """Numbers of `pruned` on the held-out images, beside and paired with those of `before` (untrained, or frozen)."""
-    layer, tokens = pruned.spec.cuts[0][0], images.held_out
-    feature_nD, before_nD = (pruned_features(tower, tokens, layer) for tower in (pruned, before))
+def make_report(
+    program: str, pruned: PrunedTower, feature_nD: Tensor, before: PrunedTower, images: Images, found: dict[str, Any]
+) -> dict:
+    """Numbers of `pruned`, whose features of the held-out images are `feature_nD`, beside and paired with those of
+    `before` (untrained, or frozen)."""
+    tokens = images.held_out
+    before_nD = pruned_features(before, tokens, pruned.spec.cuts[0][0])
     gain = paired_interval(cosines(feature_nD, tokens.feature_nD), cosines(before_nD, tokens.feature_nD))
     return {
         "command": command(program),

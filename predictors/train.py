@@ -14,7 +14,7 @@ from predictors.building import build_parts, start_metric
 from predictors.config import TrainConfig, check_train
 from predictors.costs import cost_with
 from predictors.fit import Course, fit
-from predictors.judging import text_table
+from predictors.judging import pruned_features, text_table
 from predictors.objective import make_task
 from predictors.prepare import golden_scores, load_images, load_store, range_around, train_spec
 from predictors.reporting import closing_table, make_report, rows_of, summary, without_training
@@ -57,7 +57,8 @@ def train(config: TrainConfig, clip: LoadedClip, *, quiet: bool = True) -> Prune
     found = fit(task, course, config.out, config.settings() | {"weights_hash": clip.weights_hash}, quiet=quiet)
     pruned.eval().requires_grad_(False)
     with torch.no_grad():
-        report = make_report("predictors.train", pruned, untrained, images, found)
+        feature_nD = pruned_features(pruned, images.held_out, pruned.spec.cuts[0][0])
+        report = make_report("predictors.train", pruned, feature_nD, untrained, images, found)
         table = closing_table(config, pruned, images, store) if config.table else []
     settings = config.settings()
     mode = artifact.save(config.out, pruned, parts.rows, clip.weights_hash, {"training": settings})

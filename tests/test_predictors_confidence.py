@@ -84,17 +84,18 @@ def test_the_factor_comes_from_train_images_and_the_errors_from_held_out_ones_wi
 
     images = Images(tokens(9, [-1] * 9), tokens(5, [0, -1, 2, 3, -1]), lambda feature_BD: feature_BD @ rows_DY)
     pruned = PrunedTower(tower, PruneSpec(cuts=((1, 0.5),)), SCORERS["random"](tower.config.grid, 0))
-    found = confidence(pruned, images)
+    held_out_nD = pruned_features(pruned, images.held_out, 1)
+    found = confidence(pruned, held_out_nD, images)
     few, known = Tokens(*(part[:5] for part in vars(images.train).values())), [0, 2, 3]
     logit_nY = pruned_features(pruned, few, 1) @ rows_DY
     assert found["num_fitted"] == 5 and found["logit_factor"] == refit_factor(logit_nY, few.feature_nD @ rows_DY)
-    held_nY = (pruned_features(pruned, images.held_out, 1) @ rows_DY)[known]
+    held_nY = (held_out_nD @ rows_DY)[known]
     labels = torch.tensor([0, 2, 3])
     assert found["ece"] == pytest.approx(slow_error(held_nY, labels, 15), abs=1e-6)
     assert found["ece_refitted"] == pytest.approx(slow_error(found["logit_factor"] * held_nY, labels, 15), abs=1e-6)
     unlabelled = Images(images.train, tokens(2, [-1, -1]), images.classify)
-    assert confidence(pruned, unlabelled).keys() == {"logit_factor", "num_fitted"}
-    assert confidence(pruned, Images(images.train, images.held_out, None)) == {}
+    assert confidence(pruned, held_out_nD[:2], unlabelled).keys() == {"logit_factor", "num_fitted"}
+    assert confidence(pruned, held_out_nD, Images(images.train, images.held_out, None)) == {}
 
 
 def test_the_line_for_the_terminal() -> None:
