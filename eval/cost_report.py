@@ -15,7 +15,7 @@ from patchrank.atomic import write_bytes, write_json, write_text
 from patchrank.search.pictures import FAINT, GOLD, GREY, INK, SOFT, TEAL
 
 _COLOURS = {"greedy-1": "#1e3a8a", "greedy-1-uncached": "#1e3a8a", "greedy-8": "#2563eb", "greedy-16-decay": "#60a5fa"}
-_COLOURS |= {"sweep": "#7c3aed", "shortlist": "#dc2626", "gradient": GOLD, "evolve": TEAL, "regression": "#be185d"}
+_COLOURS |= {"sweep": "#7c3aed", "joint": "#dc2626", "gradient": GOLD, "evolve": TEAL, "regression": "#be185d"}
 _COLOURS |= {"random": "#9aa1ad", "checkerboard": "#84cc16", "suppress": "#a16207", "class-attention": "#38bdf8"}
 _COLOURS |= {"centre": "#cbd5e1", "token-norm": "#d8b4fe", "mean-rank": "#fca5a5"}
 

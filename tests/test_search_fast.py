@@ -17,7 +17,7 @@ from patchrank.search.variants import Variants, prepare
 from patchrank.spec import RESTS, PruneSpec
 from patchrank.tokens import num_keep
 
-SMALL = Options(step=2, steps=7, randoms=8, rounds=2, masks=48)
+SMALL = Options(step=2, steps=7, randoms=8, mutations=2, rounds=3, masks=48)
 
 
 def make_variants(rest: str, seed: int = 0, merge_norm: str = "preserve") -> Variants:
@@ -95,7 +95,9 @@ def test_nearest_kept_against_a_loop():
 def test_soft_fold_keeps_all_mass():
     x_VNC, mask_VN = torch.randn(2, 16, 6), random_mask(2, 6)
     gate_VN = mask_VN.float()
-    _, size_VN = soft_fold(x_VNC, gate_VN, nearest_kept(torch.randn(16, 4), mask_VN), "preserve")
+    _, size_VN = soft_fold(
+        x_VNC, gate_VN, torch.ones_like(gate_VN), nearest_kept(torch.randn(16, 4), mask_VN), "preserve"
+    )
     torch.testing.assert_close((gate_VN * size_VN).sum(1), torch.full((2,), 16.0))
 
 

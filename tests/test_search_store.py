@@ -49,7 +49,7 @@ def job_of(strategy: str = "sweep") -> Job:
         spec,
         "preservation",
         strategy,
-        Options(masks=20, randoms=4, rounds=1, steps=4),
+        Options(masks=20, randoms=4, mutations=1, rounds=2, steps=4),
         seed=0,
         chunk=16,
     )

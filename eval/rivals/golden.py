@@ -14,9 +14,8 @@ from eval.rivals.covering import one_cut
 from patchrank.macs import pruned_macs
 from patchrank.pruned import PrunedTower
 from patchrank.scorers import SCORERS
-from patchrank.search.config import FAST
 from patchrank.search.criteria import Target, build_damage
-from patchrank.search.strategies import Options, strategy_by_name
+from patchrank.search.strategies import DEFAULT, Options, strategy_by_name
 from patchrank.search.variants import prepare
 from patchrank.spec import PruneSpec
 from patchrank.tower import VisionTower
@@ -24,7 +23,7 @@ from patchrank.tower import VisionTower
 
 def golden_scores(tower: VisionTower, image_BCHW: Tensor, spec: PruneSpec, seed: int = 0) -> Tensor:
     """Scores (B, N) float32 of every image's own search; an image's scores do not depend on its batch."""
-    search, scores = strategy_by_name(FAST[spec.rest]), []
+    search, scores = strategy_by_name(DEFAULT), []
     with torch.inference_mode(False), torch.no_grad():
         for image_CHW in image_BCHW.clone():
             variants = prepare(tower, image_CHW, spec)

@@ -7,11 +7,8 @@ import torch
 
 from patchrank.errors import UserError
 from patchrank.search.criteria import CRITERIA
-from patchrank.search.strategies import Options, strategy_by_name
+from patchrank.search.strategies import DEFAULT, Options, strategy_by_name
 from patchrank.search.variants import CHUNK
-
-FAST = {"fold": "shortlist", "drop": "gradient"}
-"""By `rest`, the fast strategy that recovers most of exact greedy's headroom (docs/results/search_cost.json)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +45,8 @@ class SearchConfig(SplitConfig):
     """Norm of folded tokens: "preserve" or "mean"."""
     criterion: str = "preservation"
     """What hurts: preservation, confidence or label (an oracle)."""
-    strategy: str | None = None
-    """How to search: shortlist (default under fold), gradient (default under drop), evolve, regression (all fast),
-    greedy (exact with --step 1), sweep (one pass)."""
+    strategy: str = DEFAULT
+    """How to search: joint, gradient, evolve, regression (all fast), greedy (exact with --step 1), sweep (one pass)."""
     options: Options = field(default_factory=Options)
     """What the strategy can be told."""
     seed: int = 0
@@ -73,8 +69,6 @@ class SearchConfig(SplitConfig):
     def __post_init__(self) -> None:
         if self.split is None:
             object.__setattr__(self, "split", "all" if self.data == "folder" else "val")
-        if self.strategy is None:
-            object.__setattr__(self, "strategy", FAST.get(self.rest, "gradient"))
 
     def to_dict(self) -> dict:
         """JSON-able form."""
@@ -100,9 +94,9 @@ def check(config: SearchConfig) -> None:
 
 
 def _check_options(strategy: str, options: Options) -> None:
-    """The options that this strategy reads: counts from 1 (rounds and steps may be 0), ratios in (0, 1]."""
+    """The options that this strategy reads: counts from 1 (mutations and steps may be 0), ratios in (0, 1]."""
     for name, value in strategy_by_name(strategy).options(options).items():
-        least = 0 if name in ("rounds", "steps") else 1
+        least = 0 if name in ("mutations", "steps") else 1
         if isinstance(value, int) and not isinstance(value, bool) and value < least:
             raise UserError(f"--{name} {value}: must be {least} or more")
         if isinstance(value, float) and not 0.0 < value <= 1.0:

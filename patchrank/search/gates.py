@@ -5,7 +5,7 @@ Its attention weight as a key is multiplied by g; under fold the share 1 - g of 
 patch. At gates of 0 and 1 this is the true pruned walk, so gradients are taken at real keep sets, never at half-open
 ones that no inference would see.
 
-Letters: V variants, N patches, P prefix tokens, C width, M metric channels.
+Letters: V variants, N patches, K kept, P prefix tokens, C width, D feature, M metric channels.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from patchrank.pruned import State
     from patchrank.search.variants import Variants
 
 _CLOSED = 1e-4
@@ -32,47 +33,83 @@ def nearest_kept(metric_NM: Tensor, mask_VN: Tensor) -> Tensor:
     return F.one_hot(cosine_VNN.argmax(-1), mask_VN.shape[1]).to(metric_NM.dtype)
 
 
-def soft_fold(x_VNC: Tensor, gate_VN: Tensor, host_VNN: Tensor, merge_norm: str) -> tuple[Tensor, Tensor]:
-    """Tokens (V, N, C) and sizes (V, N) after every patch gave the share 1 - gate of itself to its host."""
-    share_VN1 = (1 - gate_VN).unsqueeze(-1)
-    size_VN = 1 + (host_VNN.mT @ share_VN1).squeeze(-1)
-    merged_VNC = (x_VNC + host_VNN.mT @ (share_VN1 * x_VNC)) / size_VN.unsqueeze(-1)
+def soft_fold(
+    x_VNC: Tensor, gate_VN: Tensor, size_VN: Tensor, host_VNN: Tensor, merge_norm: str
+) -> tuple[Tensor, Tensor]:
+    """Tokens (V, N, C) and sizes (V, N) after every token gave the share 1 - gate of itself to its host."""
+    size_VN1 = size_VN.unsqueeze(-1)
+    leaving_VN1 = (1 - gate_VN).unsqueeze(-1) * size_VN1
+    total_VN1 = size_VN1 + host_VNN.mT @ leaving_VN1
+    merged_VNC = (size_VN1 * x_VNC + host_VNN.mT @ (leaving_VN1 * x_VNC)) / total_VN1
     if merge_norm == "mean":
-        return merged_VNC, size_VN
+        return merged_VNC, total_VN1.squeeze(-1)
     norm_VN1 = x_VNC.norm(dim=-1, keepdim=True)
-    target_VN1 = (norm_VN1 + host_VNN.mT @ (share_VN1 * norm_VN1)) / size_VN.unsqueeze(-1)
-    return merged_VNC * (target_VN1 / merged_VNC.norm(dim=-1, keepdim=True).clamp_min(1e-6)), size_VN
+    target_VN1 = (size_VN1 * norm_VN1 + host_VNN.mT @ (leaving_VN1 * norm_VN1)) / total_VN1
+    unit_VNC = merged_VNC / merged_VNC.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    return unit_VNC * target_VN1, total_VN1.squeeze(-1)
 
 
 def gated_features(variants: Variants, mask_VN: Tensor, gate_VN: Tensor) -> Tensor:
-    """Features (V, D) of the smooth walk; differentiable in `gate_VN` (V, N)."""
-    state, tower = variants.state, variants.tower
-    num_prefix = state.num_prefix
-    x_VNC = state.patches_BNC.expand(len(mask_VN), -1, -1)
-    weight_VN = gate_VN
+    """Features (V, D) of the smooth walk with all patches in the sequence; differentiable in `gate_VN` (V, N)."""
+    x_VNC = variants.state.patches_BNC.expand(len(mask_VN), -1, -1)
+    host_VNN = nearest_kept(variants.metric_1NM[0], mask_VN) if variants.spec.rest == "fold" else None
+    return _finish(variants, x_VNC, gate_VN, torch.ones_like(gate_VN), host_VNN)
+
+
+def closing_features(variants: Variants, after: State, gate_1K: Tensor) -> Tensor:
+    """Features (1, D) of the smooth walk with kept patches only, behind a cut; differentiable in the gates."""
+    size_1K, host_1KK = torch.ones_like(gate_1K), None
     if variants.spec.rest == "fold":
-        host_VNN = nearest_kept(variants.metric_1NM[0], mask_VN)
-        x_VNC, size_VN = soft_fold(x_VNC, gate_VN, host_VNN, variants.spec.merge_norm)
-        weight_VN = gate_VN * size_VN
-    prefix_VPC = state.x_BLC[:, :num_prefix].expand(len(mask_VN), -1, -1)
-    size_VL = torch.cat([weight_VN.new_ones(len(mask_VN), num_prefix), weight_VN], dim=1)
-    return tower.finish(torch.cat([prefix_VPC, x_VNC], dim=1), variants.layer, size_VL, num_prefix)
+        size_1K = after.size_BN
+        kept_1K = torch.ones_like(gate_1K, dtype=torch.bool)
+        host_1KK = nearest_kept(variants.metric_1NM[0][after.position_BN[0]], kept_1K)
+    return _finish(variants, after.patches_BNC, gate_1K, size_1K, host_1KK)
+
+
+def _finish(variants: Variants, x_VNC: Tensor, gate_VN: Tensor, size_VN: Tensor, host_VNN: Tensor | None) -> Tensor:
+    num_prefix = variants.state.num_prefix
+    if host_VNN is not None:
+        x_VNC, size_VN = soft_fold(x_VNC, gate_VN, size_VN, host_VNN, variants.spec.merge_norm)
+    prefix_VPC = variants.state.x_BLC[:, :num_prefix].expand(len(x_VNC), -1, -1)
+    size_VL = torch.cat([gate_VN.new_ones(len(x_VNC), num_prefix), gate_VN * size_VN], dim=1)
+    return variants.tower.finish(torch.cat([prefix_VPC, x_VNC], dim=1), variants.layer, size_VL, num_prefix)
 
 
 def gate_gradients(
     variants: Variants, mask_VN: Tensor, damage: Callable[[Tensor], Tensor], num_probes: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
+    """`slopes` of all patches at keep masks (V, N) bool: gradients and squared sensitivities (V, N)."""
+    gate_VN = torch.where(mask_VN, 1.0, _CLOSED).to(variants.state.x_BLC.dtype)
+    return slopes(lambda gate_VN: gated_features(variants, mask_VN, gate_VN), gate_VN, damage, num_probes, generator)[
+        1:
+    ]
+
+
+def closing_gradients(
+    variants: Variants, after: State, damage: Callable[[Tensor], Tensor], num_probes: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`slopes` (1, D), (1, K), (1, K) of the patches kept behind a cut; gone ones are not asked, nor paid for."""
+    gate_1K = after.patches_BNC.new_ones(after.position_BN.shape)
+    return slopes(lambda gate_1K: closing_features(variants, after, gate_1K), gate_1K, damage, num_probes, generator)
+
+
+def slopes(
+    features: Callable[[Tensor], Tensor],
+    gate_VN: Tensor,
+    damage: Callable[[Tensor], Tensor],
+    num_probes: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
     """First-order damage of every gate and how much each gate moves the feature at all, from one forward pass.
 
-    Args: keep masks (V, N) bool; num_probes >= 1 random output directions.
-    Returns: d damage / d gate (V, N), and an unbiased estimate of |d unit feature / d gate|^2 (V, N).
+    Args: features: gates (V, N) -> (V, D); num_probes >= 1 random output directions.
+    Returns: features (V, D), d damage / d gate (V, N), and an unbiased estimate of |d unit feature / d gate|^2 (V, N).
     Source: first-order gate sensitivities as in Michel et al. 2019 (head gates), taken at pruned points because the
     preservation criterion is stationary at the full set; squared norms by random projections (Hutchinson 1990).
     """
     with torch.enable_grad():
-        open_or_closed = torch.where(mask_VN, 1.0, _CLOSED)
-        gate_VN = open_or_closed.to(variants.state.x_BLC.dtype).requires_grad_(True)
-        feature_VD = gated_features(variants, mask_VN, gate_VN)
+        gate_VN = gate_VN.detach().requires_grad_(True)
+        feature_VD = features(gate_VN)
         (gradient_VN,) = torch.autograd.grad(damage(feature_VD).sum(), gate_VN, retain_graph=True)
         unit_VD = F.normalize(feature_VD, dim=-1)
         squared_VN = torch.zeros_like(gradient_VN)
@@ -81,4 +118,4 @@ def gate_gradients(
             more = probe < num_probes - 1
             (slope_VN,) = torch.autograd.grad((unit_VD * direction_VD).sum(), gate_VN, retain_graph=more)
             squared_VN += slope_VN.square() / num_probes
-    return gradient_VN, squared_VN
+    return feature_VD.detach(), gradient_VN, squared_VN

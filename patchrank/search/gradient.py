@@ -49,12 +49,12 @@ class _Walker:
         return worth_N / worth_N.square().mean().sqrt().clamp_min(1e-20)
 
 
-def starts(variants: Variants, damage: Damage, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def starts(variants: Variants, damage: Damage, generator: torch.Generator, covers: int) -> tuple[Tensor, Tensor]:
     """Start rankings as scores (S, N), and the squared sensitivity (N,) of every patch at a random covering half.
 
-    Sensitivity-weighted medoids by fold metric and by token, and a few random coverings.
+    Sensitivity-weighted medoids by fold metric and by token, and `covers` >= 1 random coverings.
     """
-    cover_SN = covering_scores(variants, _COVERS, generator)
+    cover_SN = covering_scores(variants, covers, generator)
     half_1N = top_mask(cover_SN[:1], num_keep(0.5, variants.num_patches))
     _, squared_1N = variants.gradients(half_1N, damage, _START_PROBES, generator)
     scores = [cover_SN]
@@ -77,7 +77,7 @@ def gradient(variants: Variants, damage: Damage, generator: torch.Generator, *, 
     the selection. Constants were chosen on train images.
     Source: ours; straight-through selection (Bengio et al. 2013) without any relaxed forward.
     """
-    start_SN, squared_N = starts(variants, damage, generator)
+    start_SN, squared_N = starts(variants, damage, generator, _COVERS)
     damage_S = judge(variants, damage, start_SN)
     best_N, least = start_SN[damage_S.argmin()], damage_S.min()
     walker = _Walker(variants, damage, generator, squared_N)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from patchrank.macs import block_macs, cut_macs, embed_macs, finish_macs
 from patchrank.pruned import State, apply_cut, finish, fold_metric, start_state
-from patchrank.search.gates import gate_gradients
+from patchrank.search.gates import closing_gradients, gate_gradients
 from patchrank.spec import PruneSpec
 from patchrank.tower import VisionTower
 
@@ -74,6 +74,20 @@ class Variants:
         """Gate gradients and squared sensitivities (V, N) at the keep masks: `gates.gate_gradients`, counted."""
         self.macs += len(mask_VN) * gradient_macs(self.tower, self.spec, self.num_patches, num_probes)
         return gate_gradients(self, mask_VN, damage, num_probes, generator)
+
+    def closing(
+        self, alive_N: Tensor, damage: Callable[[Tensor], Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The feature (D,) that keeps `alive_N` (N,) bool, and gate gradients and squared sensitivities (N,) of these
+        patches, 0 elsewhere: `gates.closing_gradients` with one probe, counted."""
+        K = int(alive_N.sum())
+        self.macs += 5 * variant_macs(self.tower, self.spec, self.num_patches, K)
+        after, cut = apply_cut(self.expand(1), order_of_masks(alive_N.unsqueeze(0)), K, self.spec, self.metric_1NM)
+        feature_1D, *slopes = closing_gradients(self, after, damage, 1, generator)
+        spread = [
+            slope_1K.new_zeros(self.num_patches).index_copy(0, cut.keep_BK[0], slope_1K[0]) for slope_1K in slopes
+        ]
+        return feature_1D[0], spread[0], spread[1]
 
     def expand(self, num: int) -> State:
         """The image's state, `num` times, without copying."""
