@@ -43,7 +43,7 @@ class SearchTruthConfig(SplitConfig):
     """Norm of folded tokens: "preserve" or "mean"."""
     criteria: tuple[str, ...] = tuple(CRITERIA)
     """Criteria to search here: preservation, confidence, label (an oracle)."""
-    strategies: tuple[str, ...] = ("sweep",)
+    strategies: tuple[str, ...] = ("sweep", "joint")
     """Strategies to search here, rows of search-cost; one sweep serves all criteria. Add greedy-8 if there is time."""
     stores: tuple[Path, ...] = ()
     """Ranking stores of any strategy, criterion and rest; what they hold is not searched again."""

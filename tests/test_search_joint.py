@@ -12,8 +12,8 @@ from test_search_fast import make_variants, preservation, random_mask
 from patchrank.pruned import apply_cut
 from patchrank.search.criteria import Target, build_damage
 from patchrank.search.gates import closing_features, closing_gradients
-from patchrank.search.joint import barred_pairs, joint, round_counts
-from patchrank.search.together import best_swap, leave_together, one_by_one
+from patchrank.search.joint import barred_pairs, flipped, joint, round_counts
+from patchrank.search.together import best_swap, in_turn, leave_together, one_by_one, trades
 from patchrank.search.variants import order_of_masks
 from patchrank.spec import RESTS
 
@@ -48,6 +48,7 @@ def test_no_swap_is_left_that_helps_and_bars_hold(seed, num, leaving, chance):
     assert chance > 0 or len(taken) == min(leaving, num)
     assert not any(barred_SS[a, b] for a, b in combinations(taken, 2))
     now = foreseen(change_SD, taken)
+    assert sorted(in_turn(DENSE_D, change_SD, damage_of, taken)) == sorted(taken)
     greedy = one_by_one(DENSE_D, change_SD, damage_of, leaving, barred_SS)
     assert now <= foreseen(change_SD, greedy) * (1 + 1e-4) + 1e-9
     for place in range(len(taken)):
@@ -74,9 +75,42 @@ def test_patches_that_cancel_leave_together():
 def test_the_order_within_a_round_is_greedy():
     change_SD = changes(3, 6)
     none_SS = torch.zeros(6, 6, dtype=torch.bool)
-    taken = leave_together(DENSE_D, change_SD, damage_of, 4, none_SS)
+    taken = in_turn(DENSE_D, change_SD, damage_of, leave_together(DENSE_D, change_SD, damage_of, 4, none_SS))
     first = min(taken, key=lambda index: foreseen(change_SD, [index]))
     assert taken[0] == first
+
+
+@given(st.integers(0, 1000), st.integers(1, 5), st.integers(1, 5), st.sampled_from([0.0, 0.5]))
+@settings(max_examples=40, deadline=None)
+def test_every_trade_is_the_best_of_all_that_are_left(seed, leaving, returning, chance):
+    """Against loops over all pairs; after the last one none helps."""
+    leave_SD, join_TD = changes(seed, leaving), changes(seed + 1, returning)
+    barred_SS, feature_D = bars(seed, leaving, chance), DENSE_D + changes(seed + 2, 1)[0]
+    pairs = trades(feature_D, leave_SD, join_TD, damage_of, barred_SS)
+    gone, back = [], []
+    for turn in range(len(pairs) + 1):
+        now_D = feature_D + leave_SD[gone].sum(0) + join_TD[back].sum(0)
+        now = damage_of(now_D.unsqueeze(0))[0].item()
+        open_pairs = {
+            (s, t): damage_of((now_D + leave_SD[s] + join_TD[t]).unsqueeze(0))[0].item()
+            for s in range(leaving)
+            for t in range(returning)
+            if s not in gone and t not in back and not any(barred_SS[s, other] for other in gone)
+        }
+        if turn == len(pairs):
+            assert all(value >= now * (1 - 2e-4) - 1e-8 for value in open_pairs.values())
+            break
+        assert open_pairs[pairs[turn]] <= min(open_pairs.values()) * (1 + 1e-4) + 1e-8
+        assert open_pairs[pairs[turn]] < now
+        gone.append(pairs[turn][0])
+        back.append(pairs[turn][1])
+
+
+def test_flipping_a_patch_takes_it_away_or_brings_it_back():
+    alive_N = torch.tensor([True, False, True])
+    expected = [[False, False, True], [True, True, True]]
+    assert flipped(alive_N, torch.tensor([0, 1])).tolist() == expected
+    assert alive_N.tolist() == [True, False, True]
 
 
 @given(st.integers(2, 700), st.integers(1, 20))

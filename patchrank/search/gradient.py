@@ -49,14 +49,16 @@ class _Walker:
         return worth_N / worth_N.square().mean().sqrt().clamp_min(1e-20)
 
 
-def starts(variants: Variants, damage: Damage, generator: torch.Generator, covers: int) -> tuple[Tensor, Tensor]:
+def starts(
+    variants: Variants, damage: Damage, generator: torch.Generator, covers: int, probes: int
+) -> tuple[Tensor, Tensor]:
     """Start rankings as scores (S, N), and the squared sensitivity (N,) of every patch at a random covering half.
 
     Sensitivity-weighted medoids by fold metric and by token, and `covers` >= 1 random coverings.
     """
     cover_SN = covering_scores(variants, covers, generator)
     half_1N = top_mask(cover_SN[:1], num_keep(0.5, variants.num_patches))
-    _, squared_1N = variants.gradients(half_1N, damage, _START_PROBES, generator)
+    _, squared_1N = variants.gradients(half_1N, damage, probes, generator)
     scores = [cover_SN]
     for metric_NM in (F.normalize(metric(variants)[0], dim=-1), variants.state.patches_BNC[0]):
         for weight_N in (squared_1N[0].sqrt(), squared_1N[0]):
@@ -77,7 +79,7 @@ def gradient(variants: Variants, damage: Damage, generator: torch.Generator, *, 
     the selection. Constants were chosen on train images.
     Source: ours; straight-through selection (Bengio et al. 2013) without any relaxed forward.
     """
-    start_SN, squared_N = starts(variants, damage, generator, _COVERS)
+    start_SN, squared_N = starts(variants, damage, generator, _COVERS, _START_PROBES)
     damage_S = judge(variants, damage, start_SN)
     best_N, least = start_SN[damage_S.argmin()], damage_S.min()
     walker = _Walker(variants, damage, generator, squared_N)

@@ -31,8 +31,8 @@ class Options:
     """sweep: stride of the window, in patches"""
     rounds: int = 8
     """joint: rounds of elimination between keep 0.715 and 0.29"""
-    tested: float = 0.24
-    """joint: share of the patches alive whose loss is measured in a round"""
+    tested: float = 0.2
+    """joint: patches whose loss is measured in a round, as a share of those alive before the first"""
     steps: int = 22
     """gradient: gradient steps, the last seventh of them line searches"""
     randoms: int = 32
