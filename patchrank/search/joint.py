@@ -26,7 +26,7 @@ from patchrank.tokens import num_keep, rank
 _FIRST, _LAST = 0.715, 0.29
 """Keep ratios between which patches are eliminated; outside, the start's order stands."""
 _COVERS, _START_PROBES = 6, 2
-_TRADED = 0.07
+_TRADED = 0.05
 """Share of the first patches alive, and as many of the others, that are tested for trading places at the start."""
 _MEMORY = 0.5
 
@@ -120,7 +120,7 @@ class _Elimination:
 
 
 def joint(
-    variants: Variants, damage: Damage, generator: torch.Generator, *, rounds: int = 8, tested: float = 0.2
+    variants: Variants, damage: Damage, generator: torch.Generator, *, rounds: int = 8, tested: float = 0.21
 ) -> Ranking:
     """From the best start at keep 0.715, mended by trades, down to 0.29 in `rounds`: of the patches alive, test those
     that gate gradients call most harmless (`tested` of the first count), and take away those that do least damage

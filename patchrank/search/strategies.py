@@ -31,7 +31,7 @@ class Options:
     """sweep: stride of the window, in patches"""
     rounds: int = 8
     """joint: rounds of elimination between keep 0.715 and 0.29"""
-    tested: float = 0.2
+    tested: float = 0.21
     """joint: patches whose loss is measured in a round, as a share of those alive before the first"""
     steps: int = 22
     """gradient: gradient steps, the last seventh of them line searches"""
