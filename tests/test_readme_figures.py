@@ -100,6 +100,21 @@ def test_search_cost():
     check(wrong)
 
 
+def test_search_truth():
+    rows, wrong = rows_of("search_truth.json"), []
+    for label, (num, *cells) in table("| top-1 on golden keep sets").items():
+        strategy, _, criterion = label.partition("`")[2].partition("`")[0].partition(" ")
+        both = [one(rows, strategy=strategy, criterion=criterion or None, rest=rest) for rest in ("drop", "fold")]
+        counts = [row["num_images"] for row in both]
+        if not prints(num, *(counts if "/" in num else counts[:1])) or ("/" not in num and len(set(counts)) > 1):
+            wrong.append(f"{label}: {num} is {counts}")
+        for keep, cell in zip(("0.8", "0.6", "0.4"), cells, strict=True):
+            values = [100 * row["acc1_at_keep"][keep] for row in both]
+            if not prints(cell, *values):
+                wrong.append(f"{label}, {keep}: {cell} is {values}")
+    check(wrong)
+
+
 def test_exported_graphs():
     names = {"dense": "dense", "drop, one cut": "drop-1", "fold, one cut": "fold-1", "fold, four cuts": "fold-4"}
     rows, wrong = rows_of("export_bench.json"), []
