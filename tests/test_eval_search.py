@@ -396,7 +396,8 @@ def test_truth_of_all_criteria(truth: SearchTruthConfig, exact_store: Path, caps
     search_truth.main(replace(truth, stores=(exact_store,)))
     rows = results(truth)["rows"]
     names = {(row["rest"], row["strategy"], row["criterion"]) for row in rows}
-    searches = {("sweep", name) for name in CRITERIA} | {("checkerboard", None), ("random", None)}
+    searches = {(strategy, name) for strategy in ("sweep", "joint") for name in CRITERIA}
+    searches |= {("checkerboard", None), ("random", None)}
     assert names == {(rest, *one) for rest in RESTS for one in searches} | {("drop", EXACT, "preservation")}
     for row in rows:
         assert row["num_images"] == 4 and list(row["acc1_at_keep"]) == ["1", *(f"{keep:g}" for keep in TRUTH_KEEPS)]
