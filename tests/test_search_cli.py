@@ -322,7 +322,7 @@ def test_the_dry_cost_is_what_the_strategy_spends(config: SearchConfig, strategy
         variants = prepare(plan.clip.tower, torch.randn(3, 32, 32), plan.job.spec, plan.job.chunk)
         damage = build_damage("preservation", Target(variants.dense_D))
         STRATEGIES[strategy].run(variants, damage, options, torch.Generator().manual_seed(0))
-    adapts = strategy == "joint"  # how many leave in a round depends on their hosts, trades on whether they help
+    adapts = strategy == "joint" and rest == "fold"  # how many may leave in a round depends on their hosts
     assert cost.macs == (pytest.approx(variants.macs, rel=0.25) if adapts else variants.macs)
     assert 0 < seconds_per_image(plan.job, cost) < 60
 

@@ -11,6 +11,7 @@ Letters: V variants, N patches, K kept, P prefix tokens, C width, D feature, M m
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -80,9 +81,9 @@ def gate_gradients(
 ) -> tuple[Tensor, Tensor]:
     """`slopes` of all patches at keep masks (V, N) bool: gradients and squared sensitivities (V, N)."""
     gate_VN = torch.where(mask_VN, 1.0, _CLOSED).to(variants.state.x_BLC.dtype)
-    return slopes(lambda gate_VN: gated_features(variants, mask_VN, gate_VN), gate_VN, damage, num_probes, generator)[
-        1:
-    ]
+    features = partial(gated_features, variants, mask_VN)
+    _, gradient_VN, squared_VN = slopes(features, gate_VN, damage, num_probes, generator)
+    return gradient_VN, squared_VN
 
 
 def closing_gradients(
@@ -90,7 +91,7 @@ def closing_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`slopes` (1, D), (1, K), (1, K) of the patches kept behind a cut; gone ones are not asked, nor paid for."""
     gate_1K = after.patches_BNC.new_ones(after.position_BN.shape)
-    return slopes(lambda gate_1K: closing_features(variants, after, gate_1K), gate_1K, damage, num_probes, generator)
+    return slopes(partial(closing_features, variants, after), gate_1K, damage, num_probes, generator)
 
 
 def slopes(

@@ -17,9 +17,14 @@ _ROUNDING = 4e-6
 def removals(alive_N: Tensor) -> tuple[Tensor, Tensor]:
     """Indices (A,) of the patches alive and the masks (A, N) that lack one of them each."""
     index_A = alive_N.nonzero().squeeze(1)
-    mask_AN = alive_N.repeat(len(index_A), 1)
-    mask_AN[torch.arange(len(index_A), device=alive_N.device), index_A] = False
-    return index_A, mask_AN
+    return index_A, flipped(alive_N, index_A)
+
+
+def flipped(alive_N: Tensor, index_S: Tensor) -> Tensor:
+    """Masks (S, N) in each of which one of the patches (S,) has left, or is back if it was gone."""
+    mask_SN = alive_N.repeat(len(index_S), 1)
+    mask_SN[torch.arange(len(index_S), device=alive_N.device), index_S] ^= True
+    return mask_SN
 
 
 def step_size(num_alive: int, num_patches: int, step: int, decay: bool) -> int:

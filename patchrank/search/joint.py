@@ -16,7 +16,7 @@ from torch import Tensor
 
 from patchrank.search.criteria import Damage
 from patchrank.search.gradient import starts
-from patchrank.search.greedy import hosts_of
+from patchrank.search.greedy import flipped, hosts_of
 from patchrank.search.probes import top_mask
 from patchrank.search.ranking import Ranking, ranking_from_order
 from patchrank.search.together import improve, in_turn, leave_together, trades
@@ -44,13 +44,6 @@ def barred_pairs(variants: Variants, alive_N: Tensor, index_S: Tensor) -> Tensor
         return torch.zeros(len(index_S), len(index_S), dtype=torch.bool, device=index_S.device)
     is_host_SS = hosts_of(variants.metric_1NM[0], alive_N)[index_S].unsqueeze(1) == index_S
     return is_host_SS | is_host_SS.mT
-
-
-def flipped(alive_N: Tensor, index_S: Tensor) -> Tensor:
-    """Masks (S, N) in each of which one of the patches (S,) has left, or is back if it was gone."""
-    mask_SN = alive_N.repeat(len(index_S), 1)
-    mask_SN[torch.arange(len(index_S), device=alive_N.device), index_S] ^= True
-    return mask_SN
 
 
 @dataclass
@@ -107,6 +100,7 @@ class _Elimination:
         true_D = self._without(index_S[first])
         missed_D = true_D - (feature_D + change_SD[first].sum(0))
         second = improve(feature_D + missed_D, change_SD, self.damage, first, barred_SS)
+        # Evaluated even where nothing was exchanged, so that the cost of a search is known before it runs.
         damage_2 = self.damage(torch.stack([true_D, self._without(index_S[second])]))
         best = second if damage_2[1] < damage_2[0] else first
         leaving = index_S[in_turn(feature_D, change_SD, self.damage, best)].tolist()
