@@ -8,7 +8,7 @@ import torch
 
 from patchrank.data import CATALOG
 from patchrank.errors import UserError
-from patchrank.spec import RESTS, SELECTS
+from patchrank.spec import RESTS, SELECTS, WHERES
 from predictors.calibration import PARTS
 from predictors.losses import needs_feature, needs_golden, parse_weights
 from predictors.tables import COMPENSATION, PREDICTORS, row
@@ -72,6 +72,8 @@ class TrainConfig(Common):
     """Instead of --macs: layer:count or layer:ratio of each cut, such as 3:156,5:136."""
     layer: int | None = None
     """Blocks that run before the one cut of --keep; without it a quarter of the depth."""
+    where: str | None = None
+    """Where the cuts of --cuts or --keep stand: "before" a block (without it) or "inside" it, before its MLP."""
     rest: str = "fold"
     """What becomes of the patches that are not kept: "fold" or "drop" (the papers)."""
     select: str = "cover"
@@ -167,6 +169,11 @@ def check_train(config: TrainConfig) -> None:
     for flag, value, known in (("rest", config.rest, RESTS), ("select", config.select, SELECTS)):
         if value not in known:
             raise UserError(f"--{flag} {value}: unknown; choose one of {', '.join(known)}")
+    if config.where is not None:
+        if config.where not in WHERES:
+            raise UserError(f"--where {config.where}: unknown; choose one of {', '.join(WHERES)}")
+        if config.cuts is None and config.keep is None:
+            raise UserError(f"--where {config.where}: goes with --cuts or --keep; the schedule of --macs has its own")
     _at_least(config, ("metric_dim", "table"), 0)
     _at_least(config, ("num_added", "hidden"), 1)
     if config.hidden is not None and config.scorer != "mlp":

@@ -85,7 +85,8 @@ def train_spec(config: TrainConfig, tower_config: TowerConfig, cost: Cost) -> Pr
         raise UserError("nothing would be pruned, so there is nothing to train; choose a lower --macs or --keep")
     if config.scorer == "mixer" and len(spec.cuts) > 1:
         raise UserError("--scorer mixer: serves one cut only; give --keep, or choose linear or mlp")
-    return replace(spec, select=config.select, num_added=config.num_added if config.added else 0)
+    num_added = config.num_added if config.added else 0
+    return replace(spec, where=config.where or spec.where, select=config.select, num_added=num_added)
 
 
 def range_around(spec: PruneSpec) -> tuple[float, float]:

@@ -1,10 +1,11 @@
 """`python -m predictors.schedule`: cuts and counts for a budget in MACs or milliseconds, found on this machine.
 
 It times every stage of the tower, enumerates small families of schedules, each brought to the budget, and takes the
-one that keeps the feature best on a few train images; no labels. The presets stand in the same table.
+one that keeps the feature best on a few train images; no labels. Patches are selected as `patchrank.apply` does when it
+is told no scorer. The presets stand in the same table.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,9 +18,12 @@ from patchrank.loading import LoadedClip, load_clip
 from patchrank.macs import dense_macs
 from patchrank.presets import DEFAULT_MACS, Cost, check_macs, low_latency, spec_for_macs
 from patchrank.provenance import command, machine, versions
+from patchrank.pruned import Scorer
+from patchrank.salient import SALIENT, Salient, default_scorer
+from patchrank.scorers import SCORERS
 from patchrank.search.plan import threads
 from patchrank.spec import RESTS, PruneSpec
-from patchrank.tower import TowerConfig, VisionTower
+from patchrank.tower import TowerConfig
 from predictors import schedule_search as families
 from predictors.cache import Tokens, encode, part, split_items
 from predictors.schedule_costs import MacCosts, StageCosts, total
@@ -103,15 +107,15 @@ def find(config: ScheduleConfig, clip: LoadedClip, *, quiet: bool = True) -> dic
     Raises: UserError for a budget that the dense tower meets already or that no schedule can meet.
     """
     tower, tower_config = clip.tower, clip.tower.config
-    manner = PruneSpec(cuts=(), rest=config.rest, select="suppress")
-    times = measure(tower, manner, batch_size=config.batch_size, rounds=config.rounds, quiet=quiet)
+    manner, scorer = selection(tower_config, config.rest)
+    times = measure(tower, manner, scorer, batch_size=config.batch_size, rounds=config.rounds, quiet=quiet)
     costs: StageCosts = MacCosts(tower_config, manner) if config.ms is None else times
     cost = lambda config_of, spec: total(costs, config_of, spec)  # noqa: E731
     share = _share(config, times, tower_config)
     deciding, held_out = _images(config, clip, quiet)
-    specs = _search(config, tower, manner, share, costs, cost, deciding, quiet)
-    judges = families.cosine_judge(tower, deciding), families.cosine_judge(tower, held_out)
-    rows = make_rows(tower, specs, times, judges, config.rounds)
+    judges = families.cosine_judge(tower, deciding, scorer), families.cosine_judge(tower, held_out, scorer)
+    specs = _search(config, tower_config, manner, share, costs, cost, judges[0], quiet)
+    rows = make_rows(tower, specs, scorer, times, judges, config.rounds)
     table = markdown(rows, config.batch_size)
     report = {
         "command": command("predictors.schedule"),
@@ -130,6 +134,13 @@ def find(config: ScheduleConfig, clip: LoadedClip, *, quiet: bool = True) -> dic
     write_text(config.out / "schedule.csv", as_csv(rows))
     write_text(config.out / "schedule.md", f"`{report['command']}`\n\n{table}\n\n{report['advice']}\n")
     return report | {"table": f"{table}\n\n{report['advice']}"}
+
+
+def selection(tower_config: TowerConfig, rest: str) -> tuple[PruneSpec, Scorer]:
+    """How `patchrank.apply` selects patches of this tower when it is told no scorer: a spec without cuts, a scorer."""
+    if default_scorer(tower_config) == SALIENT:
+        return PruneSpec(cuts=(), rest=rest, select="cover"), Salient()
+    return PruneSpec(cuts=(), rest=rest, select="suppress"), SCORERS["random"](tower_config.grid)
 
 
 def _share(config: ScheduleConfig, times: TimeCosts, tower_config: TowerConfig) -> float:
@@ -154,16 +165,15 @@ def _images(config: ScheduleConfig, clip: LoadedClip, quiet: bool) -> tuple[Toke
 
 def _search(
     config: ScheduleConfig,
-    tower: VisionTower,
+    tower_config: TowerConfig,
     manner: PruneSpec,
     share: float,
     costs: StageCosts,
     cost: Cost,
-    deciding: Tokens,
+    judge: families.Judge,
     quiet: bool,
 ) -> dict[str, PruneSpec]:
     """The presets, the best of every family, and the best of all after the moves. Raises: UserError if none fits."""
-    tower_config, judge = tower.config, families.cosine_judge(tower, deciding)
     candidates = {
         "one cut": families.one_cuts(tower_config, share, manner, cost),
         "equal ratios": families.spans(tower_config, share, manner, cost),
@@ -190,19 +200,20 @@ def _search(
             winner = families.improve(
                 winner, share, tower_config, cost, counted, num_moves=config.num_moves, seed=config.seed
             )
-    return (
-        _presets(tower_config, share, config.rest, cost)
-        | {n: spec for n, (_, spec) in best.items()}
-        | {SEARCHED: winner}
-    )
+    return _presets(tower_config, share, manner, cost) | {n: spec for n, (_, spec) in best.items()} | {SEARCHED: winner}
 
 
-def _presets(tower_config: TowerConfig, share: float, rest: str, cost: Cost) -> dict[str, PruneSpec]:
+def _presets(tower_config: TowerConfig, share: float, manner: PruneSpec, cost: Cost) -> dict[str, PruneSpec]:
     """Both presets at the same budget, where they reach it."""
+
+    def with_manner(config: TowerConfig, spec: PruneSpec) -> float:
+        return cost(config, replace(spec, select=manner.select))
+
     found = {}
     for name, preset in (("preset low-latency", low_latency), ("preset accurate", spec_for_macs)):
         try:
-            found[name] = preset(tower_config, share, rest=rest, cost=cost)
+            spec = preset(tower_config, share, rest=manner.rest, cost=with_manner)
+            found[name] = replace(spec, select=manner.select)
         except UserError:
             continue
     return found

@@ -37,14 +37,17 @@ class StageCosts(Protocol):
 
 
 def total(costs: StageCosts, config: TowerConfig, spec: PruneSpec) -> float:
-    """Cost of the pruned tower, in the unit of `costs`; a spec without cuts is the dense tower."""
+    """Cost of the pruned tower, in the unit of `costs`; a spec without cuts is the dense tower.
+
+    Before a block keys cost twice under `select="cover"`: for nearness, and for how salient each patch is.
+    """
     counts, patches, prefix = dict(spec.counts(config.num_patches)), config.num_patches, config.num_prefix
-    needs_keys, sized, found = spec.rest == "fold" or spec.select == "suppress", False, costs.start()
+    num_keys, sized, found = int(spec.rest == "fold" or spec.covers) + (spec.select == "cover"), False, costs.start()
     for layer in range(config.num_layers):
         rows_only = config.pool == "class" and layer == config.num_layers - 1
         cuts_here = layer in counts and not (rows_only and spec.where == "inside")
         if cuts_here and spec.where == "before":
-            found += (costs.keys(prefix + patches) if needs_keys else 0.0) + costs.cut(patches, counts[layer])
+            found += num_keys * costs.keys(prefix + patches) + costs.cut(patches, counts[layer])
             patches, sized = counts[layer], spec.rest == "fold"
         if rows_only:
             found += costs.last(prefix + patches, sized)
@@ -59,7 +62,8 @@ def total(costs: StageCosts, config: TowerConfig, spec: PruneSpec) -> float:
 
 @dataclass(frozen=True)
 class MacCosts:
-    """Multiply-accumulates per image; `manner` says how a cut selects and what becomes of the rest."""
+    """Multiply-accumulates per image; `manner` says how a cut selects (`cover` by `Salient`, whose row of queries is
+    counted) and what becomes of the rest."""
 
     config: TowerConfig
     manner: PruneSpec
@@ -72,7 +76,8 @@ class MacCosts:
 
     def cut(self, num_patches: int, K: int) -> float:
         inside = PruneSpec(**(vars(self.manner) | {"where": "inside"}))
-        return cut_macs(self.config, inside, self.config.num_prefix + num_patches, num_patches, K)
+        query = self.config.width * (self.config.width + num_patches) if self.manner.select == "cover" else 0
+        return query + cut_macs(self.config, inside, self.config.num_prefix + num_patches, num_patches, K)
 
     def attend(self, num_tokens: int, sized: bool) -> float:
         return attention_macs(self.config, num_tokens, num_tokens)

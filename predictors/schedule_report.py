@@ -6,12 +6,11 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from patchrank.macs import dense_macs, pruned_macs
-from patchrank.pruned import PrunedTower
-from patchrank.scorers import SCORERS
+from patchrank.macs import dense_macs
+from patchrank.pruned import PrunedTower, Scorer
 from patchrank.spec import PruneSpec
 from patchrank.tower import VisionTower
-from predictors.schedule_costs import total
+from predictors.schedule_costs import MacCosts, total
 from predictors.schedule_search import Judge
 from predictors.schedule_times import TimeCosts, milliseconds
 
@@ -39,17 +38,17 @@ class Row:
 def make_rows(
     tower: VisionTower,
     specs: dict[str, PruneSpec],
+    scorer: Scorer,
     times: TimeCosts,
     judges: tuple[Judge, Judge],
     rounds: int,
 ) -> list[Row]:
     """The table, the dense tower first; all towers are timed in turns.
 
-    Args: specs by name; judges on the images that decide, and on others.
+    Args: specs by name; scorer asked at every cut; judges on the images that decide, and on others.
     """
     tower_config, device = tower.config, tower.position.device
     specs = {DENSE: PruneSpec(cuts=())} | specs
-    scorer = SCORERS["random"](tower_config.grid)
     towers = {name: tower if name == DENSE else PrunedTower(tower, spec, scorer) for name, spec in specs.items()}
     image_BCHW = torch.randn(times.batch_size, 3, *tower_config.image_size, device=device)
     calls = {name: lambda module=module: module(image_BCHW) for name, module in towers.items()}
@@ -62,7 +61,7 @@ def make_rows(
                 name=name,
                 cuts=",".join(f"{layer}:{K}" for layer, K in spec.counts(tower_config.num_patches)),
                 where=spec.where if spec.cuts else "",
-                macs_share=pruned_macs(tower_config, spec) / dense_macs(tower_config),
+                macs_share=total(MacCosts(tower_config, spec), tower_config, spec) / dense_macs(tower_config),
                 ms_predicted=total(times, tower_config, spec) / times.batch_size,
                 ms_measured=measured[name] / times.batch_size,
                 cosine_deciding=cosine[0],

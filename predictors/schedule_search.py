@@ -17,8 +17,7 @@ import torch
 
 from patchrank.errors import UserError
 from patchrank.presets import Cost
-from patchrank.pruned import PrunedTower
-from patchrank.scorers import SCORERS
+from patchrank.pruned import PrunedTower, Scorer
 from patchrank.spec import PruneSpec
 from patchrank.tower import TowerConfig, VisionTower
 from predictors.cache import Tokens
@@ -34,9 +33,8 @@ _GRID = 28
 _LEAST = 0.1
 
 
-def cosine_judge(tower: VisionTower, tokens: Tokens, seed: int = 0) -> Judge:
-    """Judge by random priorities, as the presets have them, on tokens that enter block 0."""
-    scorer = SCORERS["random"](tower.config.grid, seed)
+def cosine_judge(tower: VisionTower, tokens: Tokens, scorer: Scorer) -> Judge:
+    """Judge by a scorer that needs no training, on tokens that enter block 0."""
 
     def judge(spec: PruneSpec) -> float:
         features = pruned_features(PrunedTower(tower, spec, scorer), tokens, 0)

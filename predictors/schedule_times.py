@@ -5,15 +5,14 @@ Letters: B batch, N patches, K kept, L tokens, C width.
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from patchrank.pruned import PrunedTower, State, start_state
-from patchrank.scorers import SCORERS
+from patchrank.pruned import PrunedTower, Scorer, State, start_state
 from patchrank.spec import PruneSpec
 from patchrank.tower import VisionTower
 
@@ -100,15 +99,16 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _cutter(tower: VisionTower, manner: PruneSpec, state: State, keep: float) -> Callable[[], object]:
-    """One cut of a batch, keys at hand, to K = keep * N."""
-    pruned = PrunedTower(tower, manner, SCORERS["random"](tower.config.grid))
-    metric_BNM = state.block.mean_head(state.block.keys(state.x_BLC)[:, state.num_prefix :])
+def _cutter(tower: VisionTower, manner: PruneSpec, scorer: Scorer, state: State, keep: float) -> Callable[[], object]:
+    """One cut of a batch inside a block, keys at hand, to K = keep * N."""
+    pruned, key_BLC = PrunedTower(tower, manner, scorer), state.block.keys(state.x_BLC)
+    inside = replace(state, entry_BPC=state.x_BLC[:, : state.num_prefix], key_BLC=key_BLC)
+    metric_BNM = state.block.mean_head(key_BLC[:, state.num_prefix :])
     K = max(1, round(keep * metric_BNM.shape[1]))
-    return lambda: pruned.cut(state, K, metric_BNM, None)
+    return lambda: pruned.cut(inside, K, metric_BNM, None)
 
 
-def _calls(tower: VisionTower, manner: PruneSpec, x_BLC: Tensor) -> dict[str, Callable[[], object]]:
+def _calls(tower: VisionTower, manner: PruneSpec, scorer: Scorer, x_BLC: Tensor) -> dict[str, Callable[[], object]]:
     """Every stage that depends on the number of tokens, on these tokens."""
     block, state = tower.blocks[0], start_state(tower, x_BLC, 0)
     bias_B11L = x_BLC.new_zeros(x_BLC.shape[0], 1, 1, x_BLC.shape[1])
@@ -118,16 +118,19 @@ def _calls(tower: VisionTower, manner: PruneSpec, x_BLC: Tensor) -> dict[str, Ca
         "biased": lambda: block.attend(x_BLC, bias_B11L),
         "feed": lambda: block.mlp(x_BLC),
         "row": lambda: block.mlp(block.attend_rows(x_BLC, 1)) if state.num_prefix else block(x_BLC),
-        "cut_high": _cutter(tower, manner, state, CUT_KEEPS[0]),
-        "cut_low": _cutter(tower, manner, state, CUT_KEEPS[1]),
+        "cut_high": _cutter(tower, manner, scorer, state, CUT_KEEPS[0]),
+        "cut_low": _cutter(tower, manner, scorer, state, CUT_KEEPS[1]),
     }
 
 
 @torch.inference_mode()
 def measure(
-    tower: VisionTower, manner: PruneSpec, *, batch_size: int, rounds: int = 9, quiet: bool = True
+    tower: VisionTower, manner: PruneSpec, scorer: Scorer, *, batch_size: int, rounds: int = 9, quiet: bool = True
 ) -> TimeCosts:
-    """Time the stages of one batch on the tower's device; `manner` as in `MacCosts`. The blocks are taken as alike."""
+    """Time the stages of one batch on the tower's device; `manner` as in `MacCosts`, `scorer` asked at every cut.
+
+    The blocks are taken as alike.
+    """
     config, device = tower.config, tower.position.device
     generator = torch.Generator().manual_seed(0)
     image_BCHW = torch.randn(batch_size, 3, *config.image_size, generator=generator).to(device)
@@ -137,7 +140,7 @@ def measure(
     found = milliseconds(ends, rounds, device)
     columns: dict[str, list[float]] = {}
     for num in tqdm(patches, unit=" token counts", desc="timing", disable=quiet):
-        calls = _calls(tower, manner, x_BLC[:, : config.num_prefix + num].contiguous())
+        calls = _calls(tower, manner, scorer, x_BLC[:, : config.num_prefix + num].contiguous())
         for name, value in milliseconds(calls, rounds, device).items():
             columns.setdefault(name, []).append(value)
     return TimeCosts(

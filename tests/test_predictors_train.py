@@ -23,7 +23,7 @@ from patchrank.macs import dense_macs, pruned_macs
 from patchrank.pruned import PrunedTower, start_state
 from patchrank.scorers import SCORERS
 from patchrank.search import search
-from patchrank.spec import PruneSpec
+from patchrank.spec import WHERES, PruneSpec
 from predictors import artifact, fit
 from predictors.calibrate import calibrate
 from predictors.calibrate import main as calibrate_main
@@ -233,6 +233,15 @@ def test_golden_rankings_from_a_store(config: TrainConfig, clip: LoadedClip, pic
             train(replace(config, out=tmp_path / "other", **change), other)
 
 
+def test_own_cuts_stand_where_the_flag_says(config: TrainConfig, clip: LoadedClip) -> None:
+    config = replace(config, keep=None, layer=None, cuts="1:10,2:6", num_steps=1)
+    pruned = {where: train(replace(config, where=where, out=config.out / str(where)), clip) for where in WHERES}
+    assert [one.spec.where for one in pruned.values()] == list(WHERES)
+    assert [one.spec.counts(16) for one in pruned.values()] == [[(1, 10), (2, 6)]] * 2
+    assert share_of_macs(pruned["before"]) < share_of_macs(pruned["inside"])
+    assert train(replace(config, out=config.out / "unsaid"), clip).spec.where == "before"
+
+
 def test_macs_count_the_scorer_and_the_metric(config: TrainConfig, clip: LoadedClip) -> None:
     config = replace(config, keep=None, layer=None, macs=0.75, metric_dim=4, added="summary", num_steps=2)
     pruned = train(config, clip)
@@ -375,6 +384,8 @@ def test_both_commands(config: TrainConfig, pictures: Path, tmp_path: Path, caps
         (dict(lr=0.0), "--lr 0: must be positive"),
         (dict(noise=float("nan")), "--noise nan: must not be negative"),
         (dict(device="mps"), "--device mps: must be cpu"),
+        (dict(where="within"), "--where within: unknown; choose one of before, inside"),
+        (dict(where="inside", keep=None, layer=None, macs=0.7), "goes with --cuts or --keep"),
     ],
 )
 def test_flags_out_of_range_are_refused_before_anything_is_loaded(changes, words, config) -> None:

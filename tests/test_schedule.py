@@ -20,11 +20,13 @@ from patchrank.loading import load_clip
 from patchrank.macs import pruned_macs
 from patchrank.preprocess import Preprocess
 from patchrank.presets import spec_for_macs
+from patchrank.salient import salient_cost, salient_preset
+from patchrank.scorers import SCORERS
 from patchrank.spec import PruneSpec
 from patchrank.text import TextConfig, TextTower
 from patchrank.tower import TowerConfig
 from predictors import schedule_search as families
-from predictors.schedule import SEARCHED, ScheduleConfig, check, find, main
+from predictors.schedule import SEARCHED, ScheduleConfig, check, find, main, selection
 from predictors.schedule_costs import MacCosts, total
 from predictors.schedule_report import DENSE, Row, advice
 from predictors.schedule_times import TimeCosts, measure, milliseconds
@@ -45,13 +47,15 @@ def mac_cost(manner: PruneSpec = MANNER):
 
 @pytest.mark.parametrize("changes", [dict(), dict(num_prefix=0, pool="mean"), dict(num_prefix=3, pool="attention")])
 @pytest.mark.parametrize("rest", ["fold", "drop"])
-@pytest.mark.parametrize("select", ["suppress", "topk"])
+@pytest.mark.parametrize("select", ["suppress", "topk", "cover"])
 def test_stages_add_up_to_the_macs_of_the_tower(changes: dict, rest: str, select: str) -> None:
     config = TowerConfig(**(vars(CONFIG) | changes))
     manner = PruneSpec(cuts=(), rest=rest, select=select)
-    for where, cuts in itertools.product(("before", "inside"), ((), ((1, 0.6),), ((0, 0.9), (2, 0.5), (4, 0.3)))):
+    cost = salient_cost(pruned_macs) if select == "cover" else pruned_macs
+    last = 3 if select == "cover" else 4  # inside the last block nothing is cut, but `salient_cost` counts its scorer
+    for where, cuts in itertools.product(("before", "inside"), ((), ((1, 0.6),), ((0, 0.9), (2, 0.5), (last, 0.3)))):
         spec = replace(manner, cuts=cuts, where=where)
-        assert total(MacCosts(config, manner), config, spec) == pruned_macs(config, spec)
+        assert total(MacCosts(config, manner), config, spec) == cost(config, spec)
 
 
 def times_of(**columns) -> TimeCosts:
@@ -69,13 +73,15 @@ def test_times_lie_on_lines_between_what_was_measured() -> None:
     assert dense == 7 + 4 * (20 + 10) + 3 + 0.5
     inside = total(times, CONFIG, PruneSpec(cuts=((1, 0.5),), where="inside", select="suppress"))
     assert inside == 7 + 30 + (20 + 4 + 5) + 2 * (11 + 5) + 2 + 0.5
-    before = total(times, CONFIG, PruneSpec(cuts=((1, 0.5),), select="suppress"))
-    assert before == 7 + 30 + 2 + 4 + 3 * (11 + 5) + 2 + 0.5
+    for select, keys in (("suppress", 2), ("cover", 2 * 2), ("topk", 2)):
+        before = total(times, CONFIG, PruneSpec(cuts=((1, 0.5),), select=select))
+        assert before == 7 + 30 + keys + 4 + 3 * (11 + 5) + 2 + 0.5
 
 
-def test_measured_stages_are_positive_and_the_tower_is_their_sum() -> None:
-    tower = make_tower(width=64, mlp_width=256)
-    times = measure(tower, MANNER, batch_size=4, rounds=2)
+@pytest.mark.parametrize("num_prefix", [0, 1])
+def test_measured_stages_are_positive_and_the_tower_is_their_sum(num_prefix: int) -> None:
+    tower = make_tower(width=64, mlp_width=256, num_prefix=num_prefix, pool="class" if num_prefix else "mean")
+    times = measure(tower, *selection(tower.config, "fold"), batch_size=4, rounds=2)
     assert times.patches[-1] == 16 and times.patches == tuple(sorted(set(times.patches)))
     columns = [times.key, times.plain, times.biased, times.feed, times.row, times.cut_high, times.cut_low]
     assert all(value > 0 for column in columns for value in column) and times.embed > 0
@@ -181,7 +187,7 @@ def test_moves_are_valid_and_never_make_it_worse() -> None:
     image = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         tokens = families.Tokens(["a"] * 4, tower.embed(image), tower(image), torch.full((4,), -1))
-        judge = families.cosine_judge(tower, tokens)
+        judge = families.cosine_judge(tower, tokens, SCORERS["random"](tower.config.grid))
         start = families.spans(tower.config, 0.7, MANNER, mac_cost())["equal ratios in 1-3"]
         best, again = (
             families.improve(start, 0.7, tower.config, mac_cost(), judge, num_moves=12, seed=3) for _ in range(2)
@@ -222,6 +228,9 @@ def test_a_run_leaves_the_schedule_and_its_table(config: ScheduleConfig, capsys)
     assert rows[DENSE]["cosine_held_out"] == 1 and rows[DENSE]["macs_share"] == 1
     spec = PruneSpec.from_dict(report["spec"])
     assert rows[SEARCHED]["cuts"] == ",".join(f"{layer}:{K}" for layer, K in spec.counts(16))
+    as_applied = salient_preset(spec_for_macs, make_tower(num_layers=5).config, 0.7).counts(16)
+    assert rows["preset accurate"]["cuts"] == ",".join(f"{layer}:{K}" for layer, K in as_applied)
+    assert spec.select == "cover"
     assert all(row["macs_share"] <= 0.7 and row["ms_measured"] > 0 for name, row in rows.items() if name != DENSE)
     family = [
         row["cosine_deciding"] for name, row in rows.items() if name not in (DENSE, SEARCHED) and "preset" not in name
