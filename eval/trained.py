@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from eval.journal import Journal
+from eval.rival_files import parse_files
 from eval.rivals import OURS, RIVALS
 from eval.tables import as_text
 from eval.trained_methods import FREE, Entry, free_entries, rival_entries, saved_entries
@@ -43,7 +44,9 @@ class TrainedConfig(SplitConfig):
     trained: tuple[Path, ...] = ()
     """Folders of predictors.train (judged at every budget) and predictors.calibrate (at its own); seeds are pooled."""
     rivals: tuple[str, ...] = (OURS, "tome", "tome-2-10", "evit", "low-resolution")
-    """Rows of the rivals' table that need no files; none with an empty list."""
+    """Rows of the rivals' table; none with an empty list."""
+    files: tuple[str, ...] = ()
+    """Trained or searched files that some rows need, as dtem=out/dtem; rows without theirs are skipped and say so."""
     scorers: tuple[str, ...] = ("salient", "random", "checkerboard", "centre", "class-attention")
     """Free scorers under our preset, each with fold and with drop."""
     time_batches: int = 0
@@ -62,13 +65,13 @@ _SAME = ("model", "pretrained", "weights_hash", "data", "split", "images", "num_
 
 def main(config: TrainedConfig) -> None:
     """Measure what is missing in `--out`, then write the rows."""
-    plan_config = _check(config)
+    plan_config, files = _check(config), parse_files(config.files)
     with threads(config.threads):
         plan = make_plan(plan_config)
         request = {name: plan.request[name] for name in _SAME} | {"batch_size": config.batch_size}
         check_request(config.out, request)
         tower = plan.clip.tower
-        entries, missing = rival_entries(tower, config.macs, config.rivals)
+        entries, missing = rival_entries(tower, config.macs, config.rivals, files)
         entries += free_entries(tower, config.macs, config.scorers)
         entries += saved_entries(plan.clip, config.macs, config.trained)
         write_json(config.out / "search.json", request)

@@ -3,14 +3,15 @@
 A method is an `Entry`: who it is, what it costs, and a module image (B, 3, H, W) -> feature (B, D).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 from torch import nn
 
-from eval.rivals import OURS, RIVALS, build
+from eval.rivals import OURS, RIVALS, NotGiven, build, calibrated
+from eval.rivals.budget import at_budget as part_of
 from patchrank.errors import UserError
 from patchrank.loading import LoadedClip
 from patchrank.macs import dense_macs, pruned_macs
@@ -51,28 +52,47 @@ class Entry:
         return f"{self.method} | {self.mode} | {rest} | seed {self.seed}"
 
 
-def rival_entries(tower: VisionTower, budgets: Sequence[float], names: Sequence[str]) -> tuple[list[Entry], list[str]]:
-    """Rows of the rivals' table that need no files, and why others are missing."""
+def _mode(needs: Sequence[str]) -> str:
+    """A rival's mode by the files that it needs; a distilled student counts as calibrated, its blocks have changed."""
+    if "calibrated-rivals" in needs or "shallow" in needs:
+        return CALIBRATED
+    return FROZEN if needs else TRAINING_FREE
+
+
+def rival_entries(
+    tower: VisionTower, budgets: Sequence[float], names: Sequence[str], files: Mapping[str, Path]
+) -> tuple[list[Entry], list[str]]:
+    """Rows of the rivals' table, those that need files with these, and why others are missing."""
     found, missing = [], []
     for macs in budgets:
         for name in names:
             try:
-                rival = build(name, tower, macs).eval()
+                rival = build(name, tower, macs, files).eval()
+            except NotGiven as error:
+                missing.append(f"{name} at {macs:g}: {str(error).removeprefix(f'{name}: ')}")
+                continue
             except UserError as error:
                 missing.append(f"{name} at {macs:g}: {error}")
                 continue
-            pruned = getattr(rival, "pruned", None)
+            pruned, needs = getattr(rival, "pruned", None), RIVALS[name].needs
             entry = Entry(
                 method=name,
                 family=RIVALS[name].family if name != OURS else "ours",
-                mode=TRAINING_FREE,
+                mode=_mode(needs),
                 budget=macs,
                 image_macs=rival.macs,
                 run=rival,
                 spec=getattr(pruned, "spec", None),
+                trained_on=_trained_on(files["calibrated-rivals"], name, macs)
+                if "calibrated-rivals" in needs
+                else None,
             )
             found.append(entry)
     return found, missing
+
+
+def _trained_on(folder: Path, name: str, macs: float) -> str | None:
+    return calibrated.trained_on(part_of(folder, macs), name.removesuffix("-calibrated"), macs)
 
 
 FREE: tuple[str, ...] = (*SCORERS, SALIENT)
@@ -122,9 +142,11 @@ def free_entries(tower: VisionTower, budgets: Sequence[float], names: Sequence[s
 def saved_entries(clip: LoadedClip, budgets: Sequence[float], folders: Sequence[Path]) -> list[Entry]:
     """What `predictors.train` and `predictors.calibrate` left: frozen ones at every budget, calibrated at their own.
 
-    Raises: UserError for a folder that cannot be read or was trained for other weights.
+    At a budget that a frozen one was made for, it takes the place of those of its kind that were brought to it.
+    Raises: UserError for a folder that cannot be read or was trained for other weights, or two of a kind at one budget.
     """
-    found = []
+    found: dict[tuple[str, float], Entry] = {}
+    made_for: dict[tuple[str, float], Path] = {}
     for folder in folders:
         record = read_training(folder)
         if record["source_weights_hash"] != clip.weights_hash:
@@ -134,9 +156,17 @@ def saved_entries(clip: LoadedClip, budgets: Sequence[float], folders: Sequence[
         own = macs_of / dense_macs(clip.tower.config)
         near = [macs for macs in budgets if abs(own - macs) <= 0.01 * macs]
         for macs in near if record["mode"] == CALIBRATED else budgets:
-            spec = pruned.spec if macs in near else at_budget(pruned, macs)
-            found.append(_saved(with_spec(pruned, spec), record, macs))
-    return found
+            entry = _saved(with_spec(pruned, pruned.spec if macs in near else at_budget(pruned, macs)), record, macs)
+            place = entry.key, macs
+            if macs in near and place in made_for:
+                raise UserError(
+                    f"--trained {made_for[place]} {folder}: the same method, mode and seed at {macs:g}; leave one out"
+                )
+            if macs in near:
+                made_for[place] = folder
+            if macs in near or place not in found:
+                found[place] = entry
+    return list(found.values())
 
 
 def _saved(pruned: PrunedTower, record: dict, macs: float) -> Entry:

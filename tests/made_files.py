@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from eval.rivals import CALIBRATED, RIVALS, calibrated, diffrate, dtem, shallow
+from eval.rivals import CALIBRATED, build, calibrated, diffrate, dtem, shallow
 from patchrank.atomic import write_json
 from patchrank.checkpoints.weights import weights_hash
 from patchrank.errors import UserError
@@ -47,12 +47,12 @@ def make_trained(folder: Path, tower: VisionTower, *, rest: str = "fold", added:
     return folder
 
 
-def make_calibrations(folder: Path, tower: VisionTower, budgets: tuple[float, ...]) -> Path:
+def make_calibrations(folder: Path, tower: VisionTower, budgets: tuple[float, ...], files: dict[str, Path]) -> Path:
     """Calibrations that change nothing, of every row that has one and reaches the budget."""
     for name in CALIBRATED:
         for macs in budgets:
             try:
-                rival = RIVALS[name].build(calibrated.copy_of(tower), macs)
+                rival = build(name, calibrated.copy_of(tower), macs, files)
                 calibrated.save(folder, name, macs, calibrated.learnable(rival), weights_hash(tower))
             except UserError:
                 continue
@@ -73,8 +73,5 @@ def make_files(folder: Path, tower: VisionTower, budgets: tuple[float, ...]) -> 
     make_trained(folder / "trained-drop", tower, rest="drop")
     make_trained(folder / "tokens", tower, added="summary")
     names = ("mean-rank", "dtem", "diffrate", "shallow", "trained", "trained-drop", "tokens")
-    calibrations = make_calibrations(folder / "calibrated-rivals", tower, budgets)
-    return {name: folder / name for name in names} | {
-        "calibrated": folder / "trained",
-        "calibrated-rivals": calibrations,
-    }
+    files = {name: folder / name for name in names} | {"calibrated": folder / "trained"}
+    return files | {"calibrated-rivals": make_calibrations(folder / "calibrated-rivals", tower, budgets, files)}

@@ -5,18 +5,21 @@ from dataclasses import replace
 
 import pytest
 import torch
+from made_files import make_files
 from test_predictors_train import clip, draw, model  # noqa: F401 (fixtures)
 
 from eval import trained as command
 from eval.journal import Journal
 from eval.trained import TrainedConfig, main
-from eval.trained_methods import Entry
+from eval.trained_methods import Entry, saved_entries
 from eval.trained_rows import make_rows
 from patchrank.errors import UserError
 from patchrank.macs import dense_macs
 from patchrank.spec import PruneSpec
+from predictors import load_pruned
 from predictors.calibrate import calibrate
 from predictors.config import CalibrateConfig, TrainConfig
+from predictors.costs import share_of_macs
 from predictors.train import train
 
 ROW = {"method", "family", "mode", "budget", "rest", "select", "cuts", "keep", "num_added", "image_macs", "trained_on"}
@@ -94,6 +97,36 @@ def test_rows_are_paired_means_over_seeds(tmp_path) -> None:
     assert other["cosine_behind"]["frozen"]["mean"] == pytest.approx(ours["feature_cosine"] - 0.5)
     assert other["paired_diff_ci95"] == [-1.0, -1.0] and other["rest"] is None
     assert ours["cosine_behind"]["frozen"]["ci95"] == [0.0, 0.0]
+
+
+def test_rows_that_need_files_get_them_and_say_so_if_not(runs, clip, tmp_path) -> None:  # noqa: F811
+    files = make_files(tmp_path / "files", clip.tower, (0.8,))
+    names = ("dtem", "dtem-calibrated", "drop-centre-calibrated", "tome")
+    given = tuple(f"{name}={path}" for name, path in files.items())
+    main(replace(runs, macs=(0.8,), trained=(), scorers=(), rivals=names, files=given, out=tmp_path / "given"))
+    found = report(replace(runs, out=tmp_path / "given"))
+    modes = {row["method"]: row["mode"] for row in found["rows"]}
+    assert modes == dict(zip(names, ("frozen", "calibrated", "calibrated", "training-free"))) and not found["missing"]
+    main(replace(runs, macs=(0.8,), trained=(), scorers=(), rivals=names, out=tmp_path / "none"))
+    found = report(replace(runs, out=tmp_path / "none"))
+    assert [row["method"] for row in found["rows"]] == ["tome"]
+    assert found["missing"][0].startswith(
+        "dtem at 0.8: skipped, needs a trained embedding: python -m eval.rivals.train"
+    )
+
+
+def test_a_tower_made_for_a_budget_is_not_mixed_up_with_one_brought_to_it(runs, clip, tmp_path) -> None:  # noqa: F811
+    record = json.loads((runs.trained[0] / "training.json").read_text())["training"]
+    kept = {name: record[name] for name in ("scorer", "held_out", "batch_size", "num_steps", "save_every", "split")}
+    config = TrainConfig(model=runs.model, data="folder", data_root=runs.data_root, **kept)
+    train(replace(config, cuts="1:12,2:9", where="inside", out=tmp_path / "own"), clip)
+    own = share_of_macs(load_pruned(tmp_path / "own"))
+    for order in ((tmp_path / "own", runs.trained[0]), (runs.trained[0], tmp_path / "own")):
+        entries = {entry.budget: entry for entry in saved_entries(clip, (0.8, own), order)}
+        assert entries[own].spec.counts(16) == [(1, 12), (2, 9)] and len(entries) == 2
+        assert entries[0.8].spec == load_pruned(runs.trained[0]).spec
+    with pytest.raises(UserError, match=r"the same method, mode and seed at 0\.8; leave one out"):
+        saved_entries(clip, (0.8,), (runs.trained[0], runs.trained[0]))
 
 
 def test_towers_of_other_weights_and_unknown_names_are_refused(runs, tmp_path) -> None:

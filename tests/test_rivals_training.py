@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from eval.rivals import build, calibrated, diffrate, dtem, rates, tome
+from eval.rivals import NotGiven, build, calibrated, diffrate, dtem, rates, tome
 from eval.rivals.dtem_soft import soft_features, soft_match
 from eval.rivals.train import METHODS, RivalTrainConfig, check, main, plans, train
 from patchrank.errors import UserError
@@ -172,6 +172,20 @@ def test_calibration_changes_small_parameters_of_a_copy(name: str, config: Rival
     calibrated.file_of(config.out, name, 0.65).write_bytes(b"damaged")
     with pytest.raises(UserError, match=f"is no calibration of {name} .*--rival {name} --macs 0.65"):
         build(f"{name}-calibrated", clip.tower, 0.65, {"calibrated-rivals": config.out})
+
+
+def test_a_learned_rival_is_calibrated_with_its_own_file(config: RivalTrainConfig) -> None:
+    clip, again = load_clip(config.model), replace(config, method="calibrate", rival="dtem")
+    train(replace(config, method="dtem"), clip)
+    with pytest.raises(NotGiven, match="dtem: skipped, needs a trained embedding"):
+        train(again, clip)
+    train(replace(again, files=(f"dtem={config.out}",)), clip)
+    files = {"dtem": config.out, "calibrated-rivals": config.out}
+    plain, fitted = (build(name, clip.tower, 0.7, files) for name in ("dtem", "dtem-calibrated"))
+    image_BCHW = draw(2, 3, 32, 32)
+    assert fitted.macs == plain.macs and not torch.equal(fitted(image_BCHW), plain(image_BCHW))
+    said = calibrated.trained_on(config.out, "dtem", 0.7)
+    assert said == f"folder all, {config.limit or 'all'} images, no labels, {config.num_steps} steps"
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from eval.rivals import (
 from eval.rivals.budget import NotGiven, Rival, at_budget
 from patchrank.errors import UserError
 from patchrank.scorers import SCORERS
+from patchrank.spec import RESTS
 from patchrank.tower import VisionTower
 
 __all__ = ["FILES", "OURS", "RIVALS", "TRAINING_FREE", "NotGiven", "Rival", "Row", "build"]
@@ -54,12 +55,12 @@ class Row:
 
     build: Callable[..., Rival]
     """(tower, macs share in (0, 1]) -> module whose MACs are as near to that as its settings allow; with `needs`,
-    (tower, macs, path)."""
+    (tower, macs, a path for each)."""
     text: str
     family: str = "rival"
     """"ours", "rival" or "oracle"; an oracle searches every image, so give it few."""
-    needs: str | None = None
-    """The row of `FILES` without which there is nothing to build."""
+    needs: tuple[str, ...] = ()
+    """The rows of `FILES` without which there is nothing to build."""
     exact: bool = True
     """Whether its settings are fine enough to meet a budget within 1 % (on 196 patches); if not, reports mark it."""
 
@@ -77,13 +78,13 @@ def _cuts(rest: str) -> dict[str, Row]:
     rows[f"{rest}-mean-rank"] = Row(
         build=partial(covering.mean_rank_cut, rest=rest),
         text=f"one cut, mean golden rank of the position, {end}",
-        needs="mean-rank",
+        needs=("mean-rank",),
     )
     rows[f"{rest}-farthest"] = Row(build=partial(covering.farthest, rest=rest), text=f"one cut, farthest points, {end}")
     return rows
 
 
-def _ours(build: Callable[..., Rival], text: str, needs: str | None = None) -> Row:
+def _ours(build: Callable[..., Rival], text: str, *needs: str) -> Row:
     return Row(build=build, text=text, family="ours", needs=needs)
 
 
@@ -101,15 +102,15 @@ RIVALS: dict[str, Row] = {
     "tome-2-5": Row(build=partial(tome.build, first=2, last=5), text="ToMe in blocks 2 to 5 of 0 to 11"),
     "tome-3-6": Row(build=partial(tome.build, first=3, last=6), text="ToMe in blocks 3 to 6"),
     "tome-2-10": Row(build=partial(tome.build, first=2, last=10), text="ToMe in blocks 2 to 10"),
-    "dtem": Row(build=dtem.build, text="DTEM, every block, learned embedding", needs="dtem"),
-    "dtem-2-5": Row(build=partial(dtem.build, first=2, last=5), text="DTEM in blocks 2 to 5", needs="dtem"),
-    "dtem-2-10": Row(build=partial(dtem.build, first=2, last=10), text="DTEM in blocks 2 to 10", needs="dtem"),
+    "dtem": Row(build=dtem.build, text="DTEM, every block, learned embedding", needs=("dtem",)),
+    "dtem-2-5": Row(build=partial(dtem.build, first=2, last=5), text="DTEM in blocks 2 to 5", needs=("dtem",)),
+    "dtem-2-10": Row(build=partial(dtem.build, first=2, last=10), text="DTEM in blocks 2 to 10", needs=("dtem",)),
     "tofu": Row(build=tofu.build, text="ToFu, pruning below, MLERP merging above"),
     "mlerp": Row(build=tofu.build_mlerp, text="ToMe with norm-preserving merging (MLERP)"),
     "mlerp-2-10": Row(build=partial(tofu.build_mlerp, first=2, last=10), text="MLERP merging in blocks 2 to 10"),
     "pitome": Row(build=pitome.build, text="PiToMe, merging by energy, every block"),
     "pitome-2-10": Row(build=partial(pitome.build, first=2, last=10), text="PiToMe in blocks 2 to 10"),
-    "diffrate": Row(build=diffrate.build, text="DiffRate-style, searched rates per block", needs="diffrate"),
+    "diffrate": Row(build=diffrate.build, text="DiffRate-style, searched rates per block", needs=("diffrate",)),
     "diffrate-equal": Row(build=diffrate.build_equal, text="DiffRate-style, prune and merge, equal rates"),
     "visionzip": Row(build=visionzip.build, text="VisionZip-style, one block, dominant and contextual patches"),
     "a-vit": Row(build=avit.build, text="A-ViT-style halting, untrained, fixed counts"),
@@ -118,7 +119,7 @@ RIVALS: dict[str, Row] = {
     **_cuts("drop"),
     **_cuts("fold"),
     "low-resolution": Row(build=low_resolution.build, text="smaller image, position embedding resized", exact=False),
-    "shallow": Row(build=shallow.build, text="fewer blocks, distilled", needs="shallow", exact=False),
+    "shallow": Row(build=shallow.build, text="fewer blocks, distilled", needs=("shallow",), exact=False),
     "golden-drop": Row(
         build=partial(golden.build, rest="drop"), text="each image's own searched ranking, dropped", family="oracle"
     ),
@@ -128,22 +129,35 @@ RIVALS: dict[str, Row] = {
 }
 """Name -> method. All use the same tower, with a last block that computes the class row only."""
 
-CALIBRATED = ("tome", "tome-2-5", "tome-2-10", "mlerp", "mlerp-2-10", "tofu", "pitome-2-10", "evit", "evit-staged")
-CALIBRATED += ("drop-class-attention", "drop-checkerboard", "drop-farthest", "fold-class-attention", "fold-farthest")
-"""Rows that are also shown with our calibration."""
+CALIBRATED = (
+    "tome",
+    "tome-one-shot",
+    "tome-2-5",
+    "tome-3-6",
+    "tome-2-10",
+    "mlerp",
+    "mlerp-2-10",
+    "tofu",
+    "pitome-2-10",
+)
+CALIBRATED += ("dtem", "dtem-2-5", "dtem-2-10", "evit", "evit-staged")
+CALIBRATED += tuple(
+    f"{rest}-{name}"
+    for rest in RESTS
+    for name in ("random", "checkerboard", "centre", "class-attention", "mean-rank", "farthest")
+)
+"""Rows that are also shown with our calibration; a smaller image has no blocks that see fewer tokens than before."""
 
 RIVALS |= {
     f"{name}-calibrated": Row(
         build=partial(calibrated.build, name=name, plain=RIVALS[name].build),
         text=f"{RIVALS[name].text}, calibrated",
-        needs="calibrated-rivals",
+        needs=(*RIVALS[name].needs, "calibrated-rivals"),
     )
     for name in CALIBRATED
 }
 
-TRAINING_FREE: tuple[str, ...] = tuple(
-    name for name, row in RIVALS.items() if row.needs is None and row.family != "oracle"
-)
+TRAINING_FREE: tuple[str, ...] = tuple(name for name, row in RIVALS.items() if not row.needs and row.family != "oracle")
 """Rows that need neither files nor a search per image."""
 
 
@@ -156,9 +170,8 @@ def build(name: str, tower: VisionTower, macs: float, files: Mapping[str, str | 
     """
     if name not in RIVALS:
         raise UserError(f"rival {name!r}: unknown; choose one of {', '.join(RIVALS)}")
-    row = RIVALS[name]
-    if row.needs is None:
-        return row.build(tower, macs)
-    if row.needs not in (files or {}):
-        raise NotGiven(f"{name}: skipped, needs {FILES[row.needs]}; none was given")
-    return row.build(tower, macs, at_budget(Path(files[row.needs]), macs))
+    row, files = RIVALS[name], files or {}
+    for needed in row.needs:
+        if needed not in files:
+            raise NotGiven(f"{name}: skipped, needs {FILES[needed]}; none was given")
+    return row.build(tower, macs, *(at_budget(Path(files[needed]), macs) for needed in row.needs))

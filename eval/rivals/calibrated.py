@@ -44,20 +44,28 @@ def file_of(folder: Path, name: str, macs: float) -> Path:
     return folder / f"{name}_{macs:g}.safetensors"
 
 
-def save(folder: Path, name: str, macs: float, parameters: nn.ParameterDict, source_hash: str) -> None:
-    """Write re-fitted parameters; `source_hash` names the tower's weights before."""
+def save(
+    folder: Path, name: str, macs: float, parameters: nn.ParameterDict, source_hash: str, trained_on: str = ""
+) -> None:
+    """Write re-fitted parameters; `source_hash` names the tower's weights before, `trained_on` the images and steps."""
     tensors = {key.replace("/", "."): value for key, value in parameters.items()}
-    write_tensors(file_of(folder, name, macs), tensors, {"weights_hash": source_hash})
+    write_tensors(file_of(folder, name, macs), tensors, {"weights_hash": source_hash, "trained_on": trained_on})
 
 
-def build(
-    tower: VisionTower, macs: float, path: Path, *, name: str, plain: Callable[[VisionTower, float], Rival]
-) -> Rival:
+def trained_on(folder: Path, name: str, macs: float) -> str | None:
+    """What `save` was told about images and steps, of a file that `build` could read."""
+    with safe_open(str(file_of(folder, name, macs)), "pt") as opened:
+        return (opened.metadata() or {}).get("trained_on") or None
+
+
+def build(tower: VisionTower, macs: float, *paths: Path, name: str, plain: Callable[..., Rival]) -> Rival:
     """The rival `plain` through a copy of the tower with the parameters that `save` wrote for this budget.
 
+    Args: paths: what `plain` itself needs, then the folder of calibrations.
     Raises: UserError for a file that is absent, damaged or of another tower, or a budget out of reach.
     """
-    rival, file = plain(copy_of(tower), macs), file_of(path, name, macs)
+    *own, path = paths
+    rival, file = plain(copy_of(tower), macs, *own), file_of(path, name, macs)
     remedy = f"make one: python -m eval.rivals.train --method calibrate --rival {name} --macs"
     if not file.is_file():
         raise UserError(f"{path}: has no calibration of {name} for this budget; {remedy} ...")

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eval.rivals import CALIBRATED, RIVALS, calibrated, diffrate, dtem, rates, shallow, tome
+from eval.rival_files import parse_files
+from eval.rivals import CALIBRATED, build, calibrated, diffrate, dtem, rates, shallow, tome
 from eval.rivals.budget import class_token
 from eval.rivals.dtem_soft import soft_features
 from eval.rivals.walk import blocks_between
@@ -40,6 +41,8 @@ class RivalTrainConfig(Common):
     """dtem, shallow, diffrate or calibrate."""
     rival: str = "tome"
     """Row that calibrate re-fits LayerNorms and biases for, at --macs."""
+    files: tuple[str, ...] = ()
+    """What that row needs, as dtem=out/dtem."""
     model: str = "embedded"
     """Open_clip name, timm name, folder, file, or "embedded": the small model in the package."""
     pretrained: str = ""
@@ -74,6 +77,7 @@ def check(config: RivalTrainConfig) -> None:
         raise UserError(f"--macs-range {low:g} {high:g}: must rise within (0, 1]; 0.45 0.85 is the default")
     if not 0.0 < config.macs <= 1.0:
         raise UserError(f"--macs {config.macs:g}: must lie in (0, 1]; 0.7 is 70 % of the dense MACs")
+    parse_files(config.files)
     if config.num_searched < 1:
         raise UserError(f"--num-searched {config.num_searched}: must be 1 or more")
 
@@ -218,12 +222,13 @@ def _diffrate(config: RivalTrainConfig, clip: LoadedClip, images: Images, quiet:
 
 
 def _calibrate(config: RivalTrainConfig, clip: LoadedClip, images: Images, quiet: bool) -> dict[str, Any]:
-    rival = RIVALS[config.rival].build(calibrated.copy_of(clip.tower), config.macs)
+    rival = build(config.rival, calibrated.copy_of(clip.tower), config.macs, parse_files(config.files))
     small, run = calibrated.learnable(rival), f"calibrate_{config.rival}_{config.macs:g}"
     found = _fit(
         config, clip, images, small, lambda x_BLC, step: rival.forward_from(x_BLC), rival.forward_from, run, quiet
     )
-    calibrated.save(config.out, config.rival, config.macs, small, clip.weights_hash)
+    said = f"{config.data} {config.split}, {config.limit or 'all'} images, no labels, {config.num_steps} steps"
+    calibrated.save(config.out, config.rival, config.macs, small, clip.weights_hash, said)
     return {"rival": config.rival} | found
 
 
