@@ -34,13 +34,23 @@ from patchrank.search.store import check_request
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedConfig(SplitConfig):
-    """Trained and calibrated towers beside free scorers and rivals at equal MACs: cosine, agreement, accuracy."""
+class Measured(SplitConfig):
+    """Flags of commands that put entries at several budgets side by side."""
 
     limit: int | None = 1000
     """Images, spread over the classes; smaller limits are nested in larger ones. None: all."""
     macs: tuple[float, ...] = (0.70, 0.56, 0.45)
     """Budgets: shares of the dense image tower's MACs, its last block computing the class row only."""
+    time_batches: int = 0
+    """Batches of 16 to time each method on, the median counts; 0: no times."""
+    batch_size: int = 16
+    """Images per call; also what a kill can cost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedConfig(Measured):
+    """Trained and calibrated towers beside free scorers and rivals at equal MACs: cosine, agreement, accuracy."""
+
     trained: tuple[Path, ...] = ()
     """Folders of predictors.train (judged at every budget) and predictors.calibrate (at its own); seeds are pooled."""
     rivals: tuple[str, ...] = (OURS, "tome", "tome-2-10", "evit", "low-resolution")
@@ -49,12 +59,8 @@ class TrainedConfig(SplitConfig):
     """Trained or searched files that some rows need, as dtem=out/dtem; rows without theirs are skipped and say so."""
     scorers: tuple[str, ...] = ("salient", "random", "checkerboard", "centre", "class-attention")
     """Free scorers under our preset, each with fold and with drop."""
-    time_batches: int = 0
-    """Batches of 16 to time each method on, the median counts; 0: no times."""
     measure: bool = True
     """Measure what the journal lacks; --no-measure writes the rows of what is there, each with its number of images."""
-    batch_size: int = 16
-    """Images per call; also what a kill can cost."""
     out: Path = Path("out/trained")
     """Folder of the journal and of predictors.json."""
 
@@ -67,8 +73,7 @@ def main(config: TrainedConfig) -> None:
     """Measure what is missing in `--out`, then write the rows."""
     plan_config, files = _check(config), parse_files(config.files)
     with threads(config.threads):
-        plan = make_plan(plan_config)
-        request = {name: plan.request[name] for name in _SAME} | {"batch_size": config.batch_size}
+        plan, request = plan_of(plan_config, config.batch_size)
         check_request(config.out, request)
         tower = plan.clip.tower
         entries, missing = rival_entries(tower, config.macs, config.rivals, files)
@@ -103,18 +108,32 @@ def _check(config: TrainedConfig) -> SearchConfig:
         for name in names:
             if name not in known:
                 raise UserError(f"--{flag} {name}: unknown; choose from {', '.join(known)}")
+    return check_measured(config)
+
+
+def check_measured(config: Measured) -> SearchConfig:
+    """The part of the flags that plans need. Raises: UserError as `_check`."""
     for macs in config.macs:
         check_macs(macs)
-    if config.batch_size < 1 or not config.macs:
-        raise UserError(f"--batch-size {config.batch_size}, {len(config.macs)} budgets: both must be 1 or more")
+    if config.batch_size < 1 or not config.macs or config.time_batches < 0:
+        raise UserError(
+            f"--batch-size {config.batch_size}, {len(config.macs)} budgets, --time-batches {config.time_batches}: "
+            "the first two must be 1 or more, the last 0 or more"
+        )
     shared = "model pretrained data data_root split limit threads device out"
     plan_config = SearchConfig(**{name: getattr(config, name) for name in shared.split()})
     check_shared(plan_config)
     return plan_config
 
 
+def plan_of(plan_config: SearchConfig, batch_size: int) -> tuple[Plan, dict]:
+    """Model and images, and what must be equal for a run to go on where another stopped."""
+    plan = make_plan(plan_config)
+    return plan, {name: plan.request[name] for name in _SAME} | {"batch_size": batch_size}
+
+
 @torch.inference_mode()
-def measure(config: TrainedConfig, plan: Plan, entries: Sequence[Entry], journal: Journal) -> None:
+def measure(config: Measured, plan: Plan, entries: Sequence[Entry], journal: Journal) -> None:
     """One record for every batch and method that the journal lacks."""
     form = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} images, {elapsed} so far, {remaining} left"
     dataset = replace(plan.dataset, images=plan.items)
@@ -148,7 +167,7 @@ def _judge(plan: Plan, entries: Sequence[Entry], start: int, image_BCHW, label_B
 
 
 @torch.inference_mode()
-def time_all(config: TrainedConfig, plan: Plan, entries: Sequence[Entry]) -> dict[str, float]:
+def time_all(config: Measured, plan: Plan, entries: Sequence[Entry]) -> dict[str, float]:
     """Median milliseconds of a batch of 16, methods in turn, so that a slow moment of the machine hits all alike."""
     image_BCHW = torch.stack([plan.clip.preprocess(plan.dataset.open(item.id)) for item in plan.items[:16]])
     image_BCHW = image_BCHW.to(config.device)
