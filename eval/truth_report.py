@@ -15,6 +15,8 @@ from patchrank.search.pictures import FAINT, GOLD, GREY, INK, SOFT, TEAL
 
 _COLOURS = {"label": GOLD, "preservation": TEAL, "confidence": "#1d4ed8"}
 _DASHES = {"sweep": (0, (4, 2)), "random": (0, (1, 2)), "checkerboard": (0, (4, 2))}
+_EXACT = (0, (6, 2, 1, 2))
+"""Dashes of the greedy rows."""
 
 
 def write_report(folder: Path, origin: dict, rows: list[TruthRow]) -> None:
@@ -96,7 +98,7 @@ def _wins_of(row: TruthRow) -> str:
 
 
 def draw(rows: list[TruthRow]) -> bytes:
-    """PNG: accuracy against the keep ratio, one panel per `rest`."""
+    """PNG: points above or below the unpruned tower on each row's own images, by keep ratio; one panel per `rest`."""
     groups = by_rest(rows)
     figure = Figure(figsize=(7.2 * len(groups), 5.4), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -111,20 +113,21 @@ def draw(rows: list[TruthRow]) -> bytes:
 def _draw_rest(axes: Axes, rest: str, rows: list[TruthRow]) -> None:
     for row in rows:
         keeps = [float(keep) for keep in row.acc1_at_keep]
-        values = [100 * value for value in row.acc1_at_keep.values()]
+        values = [100 * value for value in row.minus_dense_at_keep.values()]
         colour = GREY if row.criterion is None else _COLOURS[row.criterion]
-        style = {"color": colour, "linestyle": _DASHES.get(row.strategy, "solid")}
-        axes.plot(keeps, values, marker="o", markersize=3.5, label=f"{label_of(row)} ({row.num_images})", **style)
-        low, high = zip(*row.minus_dense_interval_at_keep.values())
-        if row.criterion is not None:  # the uncertainty of the difference to the unpruned tower
-            band = ([100 * (row.dense_acc1 + value) for value in end] for end in (low, high))
+        dashes = _EXACT if row.strategy.startswith("greedy") else _DASHES.get(row.strategy, "solid")
+        label = f"{label_of(row)} ({row.num_images})"
+        axes.plot(keeps, values, marker="o", markersize=3, color=colour, linestyle=dashes, label=label)
+        band = ([100 * value for value in end] for end in zip(*row.minus_dense_interval_at_keep.values()))
+        if row.criterion is not None:
             axes.fill_between(keeps, *band, color=colour, alpha=0.08, linewidth=0)
-    axes.axhline(100 * rows[0].dense_acc1, color=SOFT, linewidth=1, zorder=0)
+    axes.axhline(0.0, color=SOFT, linewidth=1, zorder=0)
     axes.set_xlim(1.0, min(keeps))
     axes.set_xlabel("share of patches kept", fontsize=9, color=SOFT)
-    axes.set_ylabel("top-1 accuracy, %", fontsize=9, color=SOFT)
+    axes.set_ylabel("points of top-1 to the unpruned tower", fontsize=9, color=SOFT)
     axes.set_title(f"accuracy on golden keep sets ({rest})", fontsize=10.5, color=INK)
-    axes.legend(fontsize=8, frameon=False, loc="lower left", title="ranking (images)", title_fontsize=8)
+    legend = {"loc": "lower left", "handlelength": 4, "title": "ranking (images)", "title_fontsize": 8}
+    axes.legend(fontsize=8, frameon=False, **legend)
     axes.grid(color=FAINT, linewidth=0.6)
     axes.tick_params(labelsize=9, colors=SOFT, length=0)
     for name, side in axes.spines.items():
