@@ -6,10 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import make_tower
+from test_apply import open_clip_model
 from test_predictors_train import draw, model  # noqa: F401 (fixtures)
 
+import patchrank
 from eval import trained
 from eval.curve import FAMILIES, CurveConfig, families, main, make_entries, spread
+from patchrank.adapters import open_clip_models
 from patchrank.errors import UserError
 from patchrank.macs import dense_macs, pruned_macs
 from patchrank.salient import Salient, salient_cost
@@ -76,12 +79,16 @@ def test_a_run_leaves_rows_and_a_picture_and_a_second_measures_nothing(config, m
         main(replace(config, rest="drop"))
 
 
-def test_a_towers_features_are_those_of_its_cuts(config) -> None:
-    tower = make_tower(num_layers=5)
+def test_towers_prune_as_apply_does() -> None:
+    clip = open_clip_model().eval()
+    tower = open_clip_models.tower(clip)
     _, entries = make_entries(tower, (0.75,), "fold")
     image_BCHW = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    dense_BD = tower(image_BCHW)
-    assert all(not torch.allclose(entry.run(image_BCHW), dense_BD, atol=1e-4) for entry in entries)
+    with torch.no_grad():
+        for entry in entries:
+            applied_BD = patchrank.apply(clip, spec=entry.spec).encode_image(image_BCHW)
+            torch.testing.assert_close(entry.run(image_BCHW), applied_BD, atol=1e-5, rtol=1e-4)
+            assert not torch.allclose(applied_BD, clip.encode_image(image_BCHW), atol=1e-4)
 
 
 @pytest.mark.parametrize(
