@@ -1,4 +1,4 @@
-"""The picture of `python -m eval curve`: cosine above, milliseconds below, one column for each family."""
+"""The picture of `python -m eval curve`: 1 - cosine above, milliseconds below, one column for each family."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -23,15 +23,20 @@ def draw(rows: Sequence[dict], titles: Mapping[str, str]) -> bytes:
     for column, (curve, title) in enumerate(titles.items()):
         for budget, colour in zip(budgets, _COLOURS * len(budgets)):
             part = sorted((r for r in rows if (r["curve"], r["budget"]) == (curve, budget)), key=lambda r: r["x"])
-            _line(axes_YX[0, column], part, "feature_cosine", f"{100 * budget:g} % of the MACs", colour)
+            xs, label = [row["x"] for row in part], f"{100 * budget:g} % of the MACs"
+            style = {"marker": "o", "markersize": 3.5, "linewidth": 1.2, "color": colour}
+            axes_YX[0, column].plot(xs, [1 - row["feature_cosine"] for row in part], label=label, **style)
+            low, high = ([1 - row["feature_cosine_ci95"][end] for row in part] for end in (0, 1))
+            axes_YX[0, column].fill_between(xs, low, high, color=colour, alpha=0.12, linewidth=0)
             if timed:
-                _line(axes_YX[1, column], part, "ms_batch16", None, colour)
+                axes_YX[1, column].plot(xs, [row["ms_batch16"] for row in part], **style)
         axes_YX[-1, column].set_xlabel(title, fontsize=9, color=SOFT)
     if timed:
         for axes in axes_YX[1]:
             axes.axhline(rows[0]["dense_ms_batch16"], color=SOFT, linewidth=1, linestyle=(0, (4, 2)))
         axes_YX[1, 0].set_ylabel("ms, batch of 16; dashed: unpruned", fontsize=9, color=SOFT)
-    axes_YX[0, 0].set_ylabel("cosine to the unpruned feature", fontsize=9, color=SOFT)
+    axes_YX[0, 0].set_yscale("log")  # the row shares it
+    axes_YX[0, 0].set_ylabel("1 - cosine to the unpruned feature", fontsize=9, color=SOFT)
     axes_YX[0, 0].legend(fontsize=8, frameon=False)
     fate = {"fold": "folded", "drop": "dropped"}[rows[0]["rest"]]
     axes_YX[0, 0].set_title(f"untrained, what is not kept is {fate}", fontsize=10, color=INK, loc="left")
@@ -40,14 +45,6 @@ def draw(rows: Sequence[dict], titles: Mapping[str, str]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
-
-
-def _line(axes: Axes, rows: Sequence[dict], name: str, label: str | None, colour: str) -> None:
-    xs, values = [row["x"] for row in rows], [row[name] for row in rows]
-    axes.plot(xs, values, marker="o", markersize=3.5, linewidth=1.2, color=colour, label=label)
-    if name == "feature_cosine":
-        low, high = zip(*(row["feature_cosine_ci95"] for row in rows)) if rows else ((), ())
-        axes.fill_between(xs, low, high, color=colour, alpha=0.12, linewidth=0)
 
 
 def _tidy(axes: Axes) -> None:
