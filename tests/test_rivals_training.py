@@ -194,6 +194,8 @@ def test_a_learned_rival_is_calibrated_with_its_own_file(config: RivalTrainConfi
         (dict(method="tome"), "--method tome: unknown; choose one of dtem, shallow, diffrate, calibrate"),
         (dict(macs_range=(0.9, 0.5)), "--macs-range 0.9 0.5: must rise"),
         (dict(rival="shallow"), "--rival shallow: cannot be calibrated; choose one of tome"),
+        (dict(method="calibrate", rival="dtem"), "--rival dtem: give --files dtem=path, a trained embedding: python"),
+        (dict(files=("dtem",)), "--files dtem: must be name=path"),
         (dict(macs=1.2), "--macs 1.2: must lie in"),
         (dict(num_searched=0), "--num-searched 0: must be 1 or more"),
     ],

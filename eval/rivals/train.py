@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eval.rival_files import parse_files
-from eval.rivals import CALIBRATED, build, calibrated, diffrate, dtem, rates, shallow, tome
+from eval.rivals import CALIBRATED, FILES, RIVALS, build, calibrated, diffrate, dtem, rates, shallow, tome
 from eval.rivals.budget import class_token
 from eval.rivals.dtem_soft import soft_features
 from eval.rivals.walk import blocks_between
@@ -77,7 +77,10 @@ def check(config: RivalTrainConfig) -> None:
         raise UserError(f"--macs-range {low:g} {high:g}: must rise within (0, 1]; 0.45 0.85 is the default")
     if not 0.0 < config.macs <= 1.0:
         raise UserError(f"--macs {config.macs:g}: must lie in (0, 1]; 0.7 is 70 % of the dense MACs")
-    parse_files(config.files)
+    files = parse_files(config.files)
+    for needed in RIVALS[config.rival].needs if config.method == "calibrate" else ():
+        if needed not in files:
+            raise UserError(f"--rival {config.rival}: give --files {needed}=path, {FILES[needed]}")
     if config.num_searched < 1:
         raise UserError(f"--num-searched {config.num_searched}: must be 1 or more")
 
