@@ -67,7 +67,7 @@ def test_trained_towers():
     rows, wrong = rows_of("predictors_vit_tiny.json"), []
     most = max(row["num_images"] for row in rows)
     kinds = {"calibrated": ("linear scorer", "calibrated", "fold"), "frozen": ("linear scorer", "frozen", "fold"),
-             "untrained (`apply`)": ("preset, salient", "training-free", "fold"),
+             "untrained (`apply`)": ("ours", "training-free", "fold"),
              "the papers' way (rest dropped), trained, frozen": ("linear scorer", "frozen", "drop")}  # fmt: skip
     for label, cells in table("| cosine / agreement % / top-1 %").items():
         for macs, cell in zip(MACS, cells, strict=True):
