@@ -53,8 +53,8 @@ class ScheduleConfig:
     """Instead of --macs: milliseconds per image on this machine, at --batch-size."""
     rest: str = "fold"
     """What becomes of the patches that are not kept: "fold" or "drop"."""
-    num_images: int = 24
-    """Images that decide."""
+    num_images: int = 128
+    """Images that decide; with few of them chance does."""
     held_out: int = 48
     """Other images, on which the table's cosines are taken."""
     num_moves: int = 24
