@@ -7,6 +7,7 @@ each first one on. In MACs and, with --time-batches, in milliseconds, all towers
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from eval.curve_picture import draw
@@ -27,7 +28,7 @@ from patchrank.search.store import check_request
 from patchrank.spec import RESTS, PruneSpec
 from patchrank.tower import TowerConfig, VisionTower
 from predictors.schedule import selection
-from predictors.schedules import within
+from predictors.schedule_search import equal_ratios, to_budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +65,9 @@ def main(config: CurveConfig) -> None:
         tower, journal = plan.clip.tower, Journal(config.out / "curve.jsonl", ("batch", "method", "macs"))
         places, entries = make_entries(tower, config.macs, config.rest)
         measure(config, plan, entries, journal)
-        entries.append(_unpruned(tower))
-        ms = time_all(config, plan, entries) if config.time_batches else {}
-    dense_ms = ms.get(f"{entries[-1].key} 1.0")
+        dense = _unpruned(tower)
+        ms = time_all(config, plan, [*entries, dense]) if config.time_batches else {}
+    dense_ms = ms.get(dense.timed_as)
     rows = [places[row["method"]] | {"dense_ms_batch16": dense_ms} | row for row in make_rows(journal, entries, ms)]
     origin = {"command": command("eval"), "versions": versions(), "machine": machine()}
     sizes = {"num_images": max(row["num_images"] for row in rows), "dense_image_macs": dense_macs(tower.config)}
@@ -80,16 +81,11 @@ def main(config: CurveConfig) -> None:
 
 def families(config: TowerConfig, manner: PruneSpec) -> dict[str, dict[int, PruneSpec]]:
     """Family -> x -> cuts of some ratio, to be brought to a budget."""
-    inner, preset = range(max(1, config.num_layers - 1)), schedule(config.num_layers)
-
-    def inside(layers: Sequence[int]) -> PruneSpec:
-        cuts = tuple((layer, 0.9 ** (place + 1)) for place, layer in enumerate(layers))
-        return replace(manner, cuts=cuts, where="inside")
-
+    preset = schedule(config.num_layers)
     return {
         "one cut": {layer: replace(manner, cuts=((layer, 0.9),), where="before") for layer in range(config.num_layers)},
-        "number": {num: inside(spread(preset, num)) for num in range(1, len(preset) + 1)},
-        "first": {first: inside(range(first, preset[-1] + 1)) for first in inner if first <= preset[-1]},
+        "number": {num: equal_ratios(manner, spread(preset, num)) for num in range(1, len(preset) + 1)},
+        "first": {first: equal_ratios(manner, range(first, preset[-1] + 1)) for first in range(preset[-1] + 1)},
     }
 
 
@@ -103,26 +99,20 @@ def make_entries(tower: VisionTower, budgets: Sequence[float], rest: str) -> tup
     manner, scorer = selection(tower.config, rest)
     cost: Cost = salient_cost(pruned_macs, manner.select == "cover")
     places, entries = {}, []
-    for family, members in families(tower.config, manner).items():
-        for x, spec in members.items():
+    for (family, members), macs in product(families(tower.config, manner).items(), budgets):
+        for x, spec in to_budget(members, macs, tower.config, cost).items():
             name = f"{FAMILIES[family]}: {x}"
-            for macs in budgets:
-                try:
-                    at_budget = within(spec, macs, tower.config, cost)
-                except UserError:
-                    continue
-                places[name] = {"curve": family, "x": x}
-                entries.append(
-                    Entry(
-                        method=name,
-                        family="ours",
-                        mode=TRAINING_FREE,
-                        budget=macs,
-                        image_macs=cost(tower.config, at_budget),
-                        run=PrunedTower(tower, at_budget, scorer).eval(),
-                        spec=at_budget,
-                    )
-                )
+            places[name] = {"curve": family, "x": x}
+            entry = Entry(
+                method=name,
+                family="ours",
+                mode=TRAINING_FREE,
+                budget=macs,
+                image_macs=cost(tower.config, spec),
+                run=PrunedTower(tower, spec, scorer).eval(),
+                spec=spec,
+            )
+            entries.append(entry)
     if not entries:
         raise UserError(f"--macs {' '.join(map(str, budgets))}: no cuts reach any of these; choose higher values")
     return places, entries

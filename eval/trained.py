@@ -179,5 +179,5 @@ def time_all(config: Measured, plan: Plan, entries: Sequence[Entry]) -> dict[str
             if image_BCHW.is_cuda:
                 torch.cuda.synchronize()
             if turn:
-                spent.setdefault(f"{entry.key} {entry.budget}", []).append(1000 * (time.perf_counter() - began))
+                spent.setdefault(entry.timed_as, []).append(1000 * (time.perf_counter() - began))
     return {key: statistics.median(values) for key, values in spent.items()}

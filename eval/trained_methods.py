@@ -10,8 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from eval.rivals import OURS, RIVALS, NotGiven, build, calibrated
-from eval.rivals.budget import at_budget as part_of
+from eval.rivals import OURS, RIVALS, NotGiven, build
 from patchrank.errors import UserError
 from patchrank.loading import LoadedClip
 from patchrank.macs import dense_macs, pruned_macs
@@ -51,6 +50,11 @@ class Entry:
         rest = "" if self.spec is None else self.spec.rest
         return f"{self.method} | {self.mode} | {rest} | seed {self.seed}"
 
+    @property
+    def timed_as(self) -> str:
+        """Tells method and budget apart among times."""
+        return f"{self.key} {self.budget}"
+
 
 def _mode(needs: Sequence[str]) -> str:
     """A rival's mode by the files that it needs; a distilled student counts as calibrated, its blocks have changed."""
@@ -74,25 +78,19 @@ def rival_entries(
             except UserError as error:
                 missing.append(f"{name} at {macs:g}: {error}")
                 continue
-            pruned, needs = getattr(rival, "pruned", None), RIVALS[name].needs
+            pruned = getattr(rival, "pruned", None)
             entry = Entry(
                 method=name,
                 family=RIVALS[name].family if name != OURS else "ours",
-                mode=_mode(needs),
+                mode=_mode(RIVALS[name].needs),
                 budget=macs,
                 image_macs=rival.macs,
                 run=rival,
                 spec=getattr(pruned, "spec", None),
-                trained_on=_trained_on(files["calibrated-rivals"], name, macs)
-                if "calibrated-rivals" in needs
-                else None,
+                trained_on=rival.trained_on,
             )
             found.append(entry)
     return found, missing
-
-
-def _trained_on(folder: Path, name: str, macs: float) -> str | None:
-    return calibrated.trained_on(part_of(folder, macs), name.removesuffix("-calibrated"), macs)
 
 
 FREE: tuple[str, ...] = (*SCORERS, SALIENT)

@@ -112,7 +112,7 @@ def _row(members: list[Entry], numbers: dict, dense_hit_I, best: dict, measured:
         "feature_cosine_ci95": _interval(numbers["cosine"]),
         "top1_agreement": _share(numbers["agrees"]),
         "cosine_behind": behind,
-        "ms_batch16": ms.get(f"{entry.key} {entry.budget}"),
+        "ms_batch16": ms.get(entry.timed_as),
         "seeds": sorted({one.seed for one in members if one.seed is not None}),
         "num_images": len(numbers["cosine"]),
     }

@@ -24,6 +24,7 @@ _SYSTEM_ERRORS = {
     errno.EROFS: "that file system is read-only; choose another folder with --out",
     errno.ENOTDIR: "a part of this path is a file, not a folder; choose another folder with --out",
     errno.EEXIST: "a file stands where a folder should be; choose another folder with --out",
+    errno.ENOENT: "is not there, and cannot be made there; choose another folder with --out, or check the path",
     errno.EISDIR: "a folder stands where a file should be; choose another folder with --out",
     errno.ENAMETOOLONG: "the path is too long; choose a shorter folder with --out",
 }

@@ -32,10 +32,15 @@ def class_share(state: State) -> Tensor:
     return state.block.class_saliency(first_BPC[:, :1], key_BLC[:, state.num_prefix :])
 
 
+def query_macs(config: TowerConfig, num_patches: int) -> int:
+    """MACs of one `class_share` whose keys are at hand: one row of queries, its products with the patches' keys."""
+    return config.width * (config.width + num_patches)
+
+
 def share_macs(config: TowerConfig, spec: PruneSpec) -> int:
     """MACs of `class_share` at all cuts of a spec."""
     counts = [config.num_patches, *(K for _, K in spec.counts(config.num_patches))][:-1]
-    queries = sum(config.width * (config.width + num_patches) for num_patches in counts)
+    queries = sum(query_macs(config, num_patches) for num_patches in counts)
     if spec.where == "inside":
         return queries
     num_tokens = len(counts) * config.num_prefix + sum(counts) + max(0, len(counts) - 1) * spec.num_added

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from patchrank.macs import attention_macs, block_macs, cut_macs, embed_macs, head_macs, mlp_macs
+from patchrank.salient import query_macs
 from patchrank.spec import PruneSpec
 from patchrank.tower import TowerConfig
 
@@ -76,7 +77,7 @@ class MacCosts:
 
     def cut(self, num_patches: int, K: int) -> float:
         inside = PruneSpec(**(vars(self.manner) | {"where": "inside"}))
-        query = self.config.width * (self.config.width + num_patches) if self.manner.select == "cover" else 0
+        query = query_macs(self.config, num_patches) if self.manner.select == "cover" else 0
         return query + cut_macs(self.config, inside, self.config.num_prefix + num_patches, num_patches, K)
 
     def attend(self, num_tokens: int, sized: bool) -> float:

@@ -9,8 +9,9 @@ Letters: N patches, K kept, G grid of counts.
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from predictors.judging import cosines, pruned_features
 from predictors.schedule_costs import StageCosts
 from predictors.schedules import within
 
+Name = TypeVar("Name")
 Judge = Callable[[PruneSpec], float]
 """Spec -> mean feature cosine on the images that decide."""
 TABLE_KEEPS = (0.85, 0.7, 0.55, 0.4, 0.25, 0.12)
@@ -48,7 +50,7 @@ def inner(config: TowerConfig) -> range:
     return range(max(1, config.num_layers - 1))
 
 
-def _to_budget(specs: dict[str, PruneSpec], share: float, config: TowerConfig, cost: Cost) -> dict[str, PruneSpec]:
+def to_budget(specs: dict[Name, PruneSpec], share: float, config: TowerConfig, cost: Cost) -> dict[Name, PruneSpec]:
     """Each spec with the most patches that a budget allows; those that cannot reach it are left out."""
     found = {}
     for name, spec in specs.items():
@@ -63,20 +65,23 @@ def one_cuts(config: TowerConfig, share: float, manner: PruneSpec, cost: Cost) -
     """One cut before every block but the first (of a deeper tower), {name: spec at the budget}."""
     layers = range(min(1, config.num_layers - 1), config.num_layers)
     specs = {f"one cut at {layer}": replace(manner, cuts=((layer, 0.5),), where="before") for layer in layers}
-    return _to_budget(specs, share, config, cost)
+    return to_budget(specs, share, config, cost)
+
+
+def equal_ratios(manner: PruneSpec, layers: Sequence[int]) -> PruneSpec:
+    """Cuts inside these blocks that each keep the same share of what is there, some share."""
+    return replace(manner, cuts=tuple((layer, 0.9 ** (i + 1)) for i, layer in enumerate(layers)), where="inside")
 
 
 def spans(config: TowerConfig, share: float, manner: PruneSpec, cost: Cost) -> dict[str, PruneSpec]:
     """Equal ratios inside every block from `first` to `last`, two blocks at least, {name: spec at the budget}."""
     layers = inner(config)
     specs = {
-        f"equal ratios in {first}-{last}": replace(
-            manner, cuts=tuple((layer, 0.9 ** (layer - first + 1)) for layer in range(first, last + 1)), where="inside"
-        )
+        f"equal ratios in {first}-{last}": equal_ratios(manner, range(first, last + 1))
         for first in layers[:-1]
         for last in layers[first + 1 :]
     }
-    return _to_budget(specs, share, config, cost)
+    return to_budget(specs, share, config, cost)
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ def programmes(
             specs[spec.cuts] = spec
         low, high = (price, high) if cost(config, spec) > share * dense else (low, price)
     near = sorted(specs.values(), key=lambda spec: abs(cost(config, spec) - share * dense))[:4]
-    return _to_budget({f"programme {i}": spec for i, spec in enumerate(near)}, share, config, cost)
+    return to_budget({f"programme {i}": spec for i, spec in enumerate(near)}, share, config, cost)
 
 
 def moved(spec: PruneSpec, config: TowerConfig, generator: torch.Generator) -> PruneSpec:
@@ -190,7 +195,7 @@ def improve(
     """Hill climbing by `moved`, each neighbour brought to the budget; only cuts inside blocks are moved."""
     best, value, generator = spec, judge(spec), torch.Generator().manual_seed(seed)
     for _ in range(num_moves):
-        for candidate in _to_budget({"": moved(best, config, generator)}, share, config, cost).values():
+        for candidate in to_budget({"": moved(best, config, generator)}, share, config, cost).values():
             if candidate.cuts != best.cuts and (found := judge(candidate)) > value:
                 best, value = candidate, found
     return best

@@ -55,6 +55,7 @@ def test_a_user_error_is_one_line_with_code_2(capsys) -> None:
         (errno.ENOSPC, "disk is full"),
         (errno.EDQUOT, "quota"),
         (errno.EACCES, "no permission"),
+        (errno.ENOENT, "cannot be made there"),
         (errno.EPERM, "not permitted"),
         (errno.EROFS, "read-only"),
         (errno.ENOTDIR, "is a file, not a folder"),

@@ -184,8 +184,8 @@ def test_a_learned_rival_is_calibrated_with_its_own_file(config: RivalTrainConfi
     plain, fitted = (build(name, clip.tower, 0.7, files) for name in ("dtem", "dtem-calibrated"))
     image_BCHW = draw(2, 3, 32, 32)
     assert fitted.macs == plain.macs and not torch.equal(fitted(image_BCHW), plain(image_BCHW))
-    said = calibrated.trained_on(config.out, "dtem", 0.7)
-    assert said == f"folder all, {config.limit or 'all'} images, no labels, {config.num_steps} steps"
+    assert plain.trained_on is None
+    assert fitted.trained_on == f"folder all, {config.limit or 'all'} images, no labels, {config.num_steps} steps"
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,9 @@ class Rival(nn.Module, ABC):
     Args: tower, the dense one; macs: multiply-accumulates per image of what `forward` computes, in closed form.
     """
 
+    trained_on: str | None = None
+    """Images and steps of what was trained for it, where its file says so."""
+
     def __init__(self, tower: VisionTower, macs: int) -> None:
         super().__init__()
         self.tower = tower

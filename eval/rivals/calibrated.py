@@ -52,12 +52,6 @@ def save(
     write_tensors(file_of(folder, name, macs), tensors, {"weights_hash": source_hash, "trained_on": trained_on})
 
 
-def trained_on(folder: Path, name: str, macs: float) -> str | None:
-    """What `save` was told about images and steps, of a file that `build` could read."""
-    with safe_open(str(file_of(folder, name, macs)), "pt") as opened:
-        return (opened.metadata() or {}).get("trained_on") or None
-
-
 def build(tower: VisionTower, macs: float, *paths: Path, name: str, plain: Callable[..., Rival]) -> Rival:
     """The rival `plain` through a copy of the tower with the parameters that `save` wrote for this budget.
 
@@ -71,10 +65,10 @@ def build(tower: VisionTower, macs: float, *paths: Path, name: str, plain: Calla
         raise UserError(f"{path}: has no calibration of {name} for this budget; {remedy} ...")
     try:
         with safe_open(str(file), "pt") as opened:
-            found = (opened.metadata() or {}).get("weights_hash")
+            said = opened.metadata() or {}
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
-        if found != weights_hash(tower):
-            raise ValueError(f"made for weights {str(found)[:12]}")
+        if said.get("weights_hash") != weights_hash(tower):
+            raise ValueError(f"made for weights {str(said.get('weights_hash'))[:12]}")
         small = parameters_of(rival)
         if tensors.keys() != small.keys():
             raise ValueError("holds other parameters than this walk's")
@@ -84,4 +78,5 @@ def build(tower: VisionTower, macs: float, *paths: Path, name: str, plain: Calla
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{file}: is no calibration of {name} for this tower ({reason}); {remedy} {macs:g}") from error
+    rival.trained_on = said.get("trained_on") or None
     return rival
