@@ -1,18 +1,21 @@
-"""`python -m eval golden-match`: does a scorer choose the patches that the golden ranking puts first?
+"""`python -m eval golden-match`: does a scorer choose the patches that the golden ranking puts first, or as good ones?
 
 The overlap of both keep sets is corrected for chance (0 = a random set, 1 = the same set). Static position explains
 much of such overlaps, so the mean golden rank of every position, over the other images, stands beside the scorers.
+Other sets can serve as well: headroom is where a set's cosine lies between the best free scorer's (0) and golden (1).
 
-Letters: I images, B batch, N patches, K kept, R bootstrap draws.
+Letters: I images, B batch, N patches, K kept, M quantities, R bootstrap draws.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from eval.quality import recovered_headroom
 from eval.tables import as_text
 from patchrank.atomic import write_json
 from patchrank.data import batches, load_dataset
@@ -20,14 +23,16 @@ from patchrank.errors import UserError
 from patchrank.loading import LoadedClip, load_clip
 from patchrank.metrics import interval, resampled_means
 from patchrank.provenance import command, machine, versions
-from patchrank.pruned import PrunedTower
+from patchrank.pruned import PrunedTower, size_with_prefix
 from patchrank.scorers import SCORERS
 from patchrank.search.plan import threads
 from patchrank.search.store import RankingStore, open_store
 from patchrank.spec import PruneSpec
-from patchrank.tokens import num_keep, rank
+from patchrank.tokens import num_keep
 from predictors import load_pruned, read_training
 
+GOLDEN = "golden"
+"""The row of the store's own order: an oracle."""
 MEAN_RANK = "mean-rank"
 """The row of the position alone."""
 _PREFIX = "trained: "
@@ -71,9 +76,9 @@ def main(config: GoldenMatchConfig) -> None:
         clip = load_clip(config.model, config.pretrained, config.device)
         store = open_store(config.store, weights_hash=clip.weights_hash, partial=config.partial)
         K = num_keep(config.keep, store.request["num_patches"])
-        matches = measure(config, clip, store, K)
+        found = measure(config, clip, store)
     taught = {_PREFIX + folder.name for folder in config.trained if learned_rankings(read_training(folder))}
-    rows = [row_of(name, match_I, matches[MEAN_RANK], name in taught) for name, match_I in matches.items()]
+    rows = rows_of(found, taught)
     said = ("data", "split", "layer", "rest", "criterion", "strategy", "num_patches")
     report = {
         "command": command("eval"),
@@ -81,13 +86,14 @@ def main(config: GoldenMatchConfig) -> None:
         "machine": machine(),
         "settings": {"model": Path(config.model).name, "keep": config.keep, "K": K}
         | {name: store.request[name] for name in said},
-        "num_images": len(matches[MEAN_RANK]),
+        "num_images": len(found[MEAN_RANK].match_I),
         "chance": K / store.request["num_patches"],
         "rows": rows,
     }
     write_json(config.out / "golden_match.json", report)
-    lines = [[row["method"], *(_cell(row, name) for name in ("match", "minus_mean_rank"))] for row in rows]
-    print(as_text(["method", "match beyond chance", "minus mean rank of the position"], lines))
+    shown = ("match", "minus_mean_rank", "cosine", "headroom")
+    lines = [[row["method"], *(_cell(row, name) for name in shown)] for row in rows]
+    print(as_text(["method", "match beyond chance", "minus mean rank", "cosine", "golden headroom"], lines))
     print(f"{report['num_images']} images, first {K} patches; golden_match.json in {config.out}")
 
 
@@ -127,8 +133,18 @@ def choosers(config: GoldenMatchConfig, clip: LoadedClip, store: RankingStore) -
     return {name: pruned.eval() for name, pruned in (found | free).items()}
 
 
-def measure(config: GoldenMatchConfig, clip: LoadedClip, store: RankingStore, K: int) -> dict[str, Tensor]:
-    """Corrected overlaps (I,) of every row, on the images of the store in its order."""
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """One row on the images of the store, in its order."""
+
+    match_I: Tensor
+    """Corrected overlap with the golden set."""
+    cosine_I: Tensor
+    """Cosine of the feature to the unpruned one."""
+
+
+def measure(config: GoldenMatchConfig, clip: LoadedClip, store: RankingStore) -> dict[str, Found]:
+    """What every row keeps and what that is worth."""
     dataset = load_dataset(store.request["data"], root=config.data_root, split=store.request["split"])
     items = {item.id: item for item in dataset.images}
     absent = [image_id for image_id in store.ids if image_id not in items]
@@ -137,38 +153,50 @@ def measure(config: GoldenMatchConfig, clip: LoadedClip, store: RankingStore, K:
     wanted = store.ids[: config.limit]
     dataset, towers = replace(dataset, images=[items[image_id] for image_id in wanted]), choosers(config, clip, store)
     num_patches, golden_BN = store.request["num_patches"], store.order_BN.long()
-    prior_BN = rank(others_mean(num_patches - 1.0 - golden_BN.argsort(dim=1)))
-    found: dict[str, list[Tensor]] = {name: [] for name in towers}
+    K = num_keep(config.keep, num_patches)
+    score_BN = num_patches - 1.0 - golden_BN.argsort(dim=1)
+    # A given score takes the place of the tower's own scorer.
+    given = {GOLDEN: score_BN, MEAN_RANK: others_mean(score_BN)}
+    towers |= dict.fromkeys(given, towers["random"])
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in towers}
     with tqdm(total=len(wanted), desc="golden-match", unit="image") as bar:
         for ids, image_BCHW, _ in batches(dataset, clip.preprocess, config.batch_size):
-            row_B = store.index(ids)
-            golden_BK = golden_BN[row_B, :K]
+            row_B, image_BCHW = store.index(ids), image_BCHW.to(config.device)
+            dense_BD = clip.tower(image_BCHW)
             for name, pruned in towers.items():
-                keep_BK = pruned.tokens(image_BCHW.to(config.device))[1][0].keep_BK.cpu()
-                found[name].append(corrected_overlap(keep_BK, golden_BK, num_patches))
-            found.setdefault(MEAN_RANK, []).append(corrected_overlap(prior_BN[row_B, :K], golden_BK, num_patches))
+                told_BN = given[name][row_B].to(config.device) if name in given else None
+                state, cuts = pruned.tokens(image_BCHW, told_BN)
+                feature_BD = pruned.tower.head(state.x_BLC, size_with_prefix(state), state.num_prefix)
+                match_B = corrected_overlap(cuts[0].keep_BK.cpu(), golden_BN[row_B, :K], num_patches)
+                parts[name].append((match_B, F.cosine_similarity(feature_BD, dense_BD, dim=-1).double().cpu()))
             bar.update(len(ids))
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    columns = {name: [torch.cat(column) for column in zip(*found)] for name, found in parts.items()}
+    return {name: Found(match_I=match_I, cosine_I=cosine_I) for name, (match_I, cosine_I) in columns.items()}
 
 
-def row_of(name: str, match_I: Tensor, prior_I: Tensor, from_rankings: bool) -> dict:
-    """Mean and 95 % bootstrap interval over images, and of the difference to the position alone.
+def rows_of(found: dict[str, Found], taught: set[str]) -> list[dict]:
+    """Means and 95 % bootstrap intervals over images; headroom is None where golden is no better than the best free.
 
-    Args: from_rankings: whether it was trained on golden rankings.
+    Args: taught: names of rows that were trained on golden rankings.
     """
-    mean_RM = resampled_means(torch.stack([match_I, match_I - prior_I], dim=1))
-    (low, high), (less, more) = (interval(mean_R) for mean_R in mean_RM.T)
-    return {
-        "method": name,
-        "trained": name.startswith(_PREFIX),
-        "from_rankings": from_rankings,
-        "match": match_I.mean().item(),
-        "match_interval": [low, high],
-        "minus_mean_rank": (match_I - prior_I).mean().item(),
-        "minus_mean_rank_interval": [less, more],
-    }
+    free = [name for name in found if name != GOLDEN and not name.startswith(_PREFIX)]
+    best = max(free, key=lambda name: found[name].cosine_I.mean().item())
+    prior_I, free_I, golden_I = found[MEAN_RANK].match_I, found[best].cosine_I, found[GOLDEN].cosine_I
+    rows = []
+    for name, one in found.items():
+        columns = {"match": one.match_I, "minus_mean_rank": one.match_I - prior_I, "cosine": one.cosine_I}
+        mean_RM = resampled_means(torch.stack(list(columns.values()), dim=1))
+        row = {"method": name, "trained": name.startswith(_PREFIX), "from_rankings": name in taught}
+        for (column, value_I), mean_R in zip(columns.items(), mean_RM.T):
+            row |= {column: value_I.mean().item(), f"{column}_interval": list(interval(mean_R))}
+        room = recovered_headroom(one.cosine_I, free_I, golden_I)
+        row |= {"best_free": name == best, "headroom": room.quality, "headroom_interval": room.quality_interval}
+        rows.append(row)
+    return rows
 
 
 def _cell(row: dict, name: str) -> str:
+    if row[name] is None:
+        return "-"
     low, high = row[f"{name}_interval"]
     return f"{row[name]:+.3f} [{low:+.3f}, {high:+.3f}]"

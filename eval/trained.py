@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from eval.journal import Journal
+from eval.probe import ProbeConfig
 from eval.rival_files import parse_files
 from eval.rivals import OURS, RIVALS
 from eval.tables import as_text
+from eval.trained_answers import open_journal, pooled_journals, with_answers
 from eval.trained_methods import FREE, Entry, free_entries, rival_entries, saved_entries
 from eval.trained_rows import DENSE, column, make_rows, text_lines
 from patchrank.atomic import write_json
@@ -59,6 +61,11 @@ class TrainedConfig(Measured):
     """Trained or searched files that some rows need, as dtem=out/dtem; rows without theirs are skipped and say so."""
     scorers: tuple[str, ...] = ("salient", "random", "checkerboard", "centre", "class-attention")
     """Free scorers under our preset, each with fold and with drop."""
+    fit_limit: int | None = 4000
+    """Train images of a probe on unpruned features, which answers where the model has no classes for the data, None:
+    all; 0: no answers then."""
+    pool: tuple[Path, ...] = ()
+    """Folders of this command on other data: every row also says how it does on these images and its own together."""
     measure: bool = True
     """Measure what the journal lacks; --no-measure writes the rows of what is there, each with its number of images."""
     out: Path = Path("out/trained")
@@ -74,17 +81,19 @@ def main(config: TrainedConfig) -> None:
     plan_config, files = _check(config), parse_files(config.files)
     with threads(config.threads):
         plan, request = plan_of(plan_config, config.batch_size)
+        plan, probe = with_answers(plan, _probe_config(config))
+        request |= {"probe": probe} if probe else {}
         check_request(config.out, request)
-        tower = plan.clip.tower
+        others, tower = pooled_journals(config.pool, plan.clip.weights_hash), plan.clip.tower
         entries, missing = rival_entries(tower, config.macs, config.rivals, files)
         entries += free_entries(tower, config.macs, config.scorers)
         entries += saved_entries(plan.clip, config.macs, config.trained)
         write_json(config.out / "search.json", request)
-        journal = Journal(config.out / "trained.jsonl", ("batch", "method", "macs"))
+        journal = open_journal(config.out)
         if config.measure:
             measure(config, plan, entries, journal)
         ms = time_all(config, plan, entries) if config.time_batches else {}
-    rows = make_rows(journal, entries, ms)
+    rows = make_rows(journal, entries, ms, others)
     hit_I = column(journal, DENSE, 1.0, "hit")
     report = {
         "command": command("eval"),
@@ -94,6 +103,7 @@ def main(config: TrainedConfig) -> None:
         "num_images": max((row["num_images"] for row in rows), default=0),
         "dense_acc1": None if hit_I is None else hit_I.double().mean().item(),
         "dense_image_macs": dense_macs(tower.config),
+        "pooled_with": list(others),
         "missing": missing,
         "rows": rows,
     }
@@ -109,6 +119,13 @@ def _check(config: TrainedConfig) -> SearchConfig:
             if name not in known:
                 raise UserError(f"--{flag} {name}: unknown; choose from {', '.join(known)}")
     return check_measured(config)
+
+
+def _probe_config(config: TrainedConfig) -> ProbeConfig:
+    shared = "model pretrained data data_root fit_limit threads device batch_size"
+    split = {} if config.split is None else {"split": config.split}
+    kept = {"methods": (), "cache": config.out / "features"}
+    return ProbeConfig(**{name: getattr(config, name) for name in shared.split()}, **split, **kept)
 
 
 def check_measured(config: Measured) -> SearchConfig:

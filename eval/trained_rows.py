@@ -3,7 +3,7 @@
 Letters: I images.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -51,12 +51,15 @@ def _paired(value_I: Tensor | None, other_I: Tensor | None) -> list[float] | Non
     return None if value_I is None or other_I is None else list(metrics.paired_interval(*_common(value_I, other_I)))
 
 
-def make_rows(journal: Journal, entries: Sequence[Entry], ms: dict[str, float]) -> list[dict]:
+def make_rows(
+    journal: Journal, entries: Sequence[Entry], ms: dict[str, float], others: Mapping[str, Journal] | None = None
+) -> list[dict]:
     """One row per method and budget, seeds together, in the order of `entries`.
 
     `paired_diff_ci95` is accuracy minus that of the unpruned tower on the same images; `cosine_behind` is how far the
     row's cosine lies behind that of our best row of each mode at its budget (below 0: ahead), mean and interval.
-    Args: ms, milliseconds of a batch of 16 by the entry's key and budget, where measured.
+    Args: ms, milliseconds of a batch of 16 by the entry's key and budget, where measured; others, the same methods on
+    other data sets, for `pooled`.
     """
     dense_hit_I = column(journal, DENSE, 1.0, "hit")
     groups: dict[tuple, list[Entry]] = {}
@@ -69,7 +72,32 @@ def make_rows(journal: Journal, entries: Sequence[Entry], ms: dict[str, float]) 
     }
     measured = {group: numbers for group, numbers in found.items() if numbers["cosine"] is not None}
     best = _best(measured, groups)
-    return [_row(groups[group], numbers, dense_hit_I, best, measured, ms) for group, numbers in measured.items()]
+    rows = [_row(groups[group], numbers, dense_hit_I, best, measured, ms) for group, numbers in measured.items()]
+    if others:
+        for row, group in zip(rows, measured):
+            row["pooled"] = _pooled([journal, *others.values()], groups[group])
+    return rows
+
+
+def _pooled(journals: Sequence[Journal], members: list[Entry]) -> dict | None:
+    """One method on the images of all journals together; None where one of them lacks it."""
+    columns = {name: [] for name in (*_COLUMNS, "dense")}
+    for journal in journals:
+        own = {name: _mean(column(journal, one.key, one.budget, name) for one in members) for name in _COLUMNS}
+        own["dense"] = column(journal, DENSE, 1.0, "hit")
+        if any(value_I is None for value_I in own.values()):
+            return None
+        for name, value_I in zip(own, _common(*own.values())):
+            columns[name].append(value_I)
+    cosine_I, agrees_I, hit_I, dense_I = (torch.cat(parts) for parts in columns.values())
+    return {
+        "num_images": len(hit_I),
+        "acc1": _share(hit_I),
+        "paired_diff": _share(hit_I - dense_I),
+        "paired_diff_ci95": _paired(hit_I, dense_I),
+        "feature_cosine": _share(cosine_I),
+        "top1_agreement": _share(agrees_I),
+    }
 
 
 def _best(measured: dict[tuple, dict], groups: dict[tuple, list[Entry]]) -> dict[tuple[float, str], tuple]:

@@ -10,11 +10,14 @@ from test_predictors_train import clip, draw, model  # noqa: F401 (fixtures)
 
 from eval import trained as command
 from eval.journal import Journal
-from eval.trained import TrainedConfig, main
+from eval.probe import ProbeConfig
+from eval.trained import TrainedConfig, main, plan_of
+from eval.trained_answers import pooled_journals, with_answers
 from eval.trained_methods import Entry, saved_entries
 from eval.trained_rows import make_rows
 from patchrank.errors import UserError
 from patchrank.macs import dense_macs
+from patchrank.search.config import SearchConfig
 from patchrank.spec import PruneSpec
 from predictors import load_pruned
 from predictors.calibrate import calibrate
@@ -97,6 +100,71 @@ def test_rows_are_paired_means_over_seeds(tmp_path) -> None:
     assert other["cosine_behind"]["frozen"]["mean"] == pytest.approx(ours["feature_cosine"] - 0.5)
     assert other["paired_diff_ci95"] == [-1.0, -1.0] and other["rest"] is None
     assert ours["cosine_behind"]["frozen"]["ci95"] == [0.0, 0.0]
+
+
+def entry(seed: int | None) -> Entry:
+    return Entry(
+        method="m", family="ours", mode="frozen", budget=0.7, image_macs=1, run=torch.nn.Identity(),
+        spec=PruneSpec(cuts=((1, 0.5),)), seed=seed,
+    )  # fmt: skip
+
+
+def journal_of(path, hits: dict[int, list[int]], dense: list[int]) -> Journal:
+    journal = Journal(path, ("batch", "method", "macs"))
+    journal.add({"batch": 0, "method": "dense", "macs": 1.0, "hit": dense})
+    for seed, hit in hits.items():
+        shared = {"batch": 0, "method": entry(seed).key, "macs": 0.7}
+        journal.add(shared | {"cosine": [0.5 + one / 2 for one in hit], "agrees": hit, "hit": hit})
+    return journal
+
+
+def test_pooled_rows_weigh_every_image_alike(tmp_path) -> None:
+    own = journal_of(tmp_path / "a", {0: [1, 0], 1: [1, 1]}, [1, 1])
+    other = journal_of(tmp_path / "b", {0: [0, 0, 0], 1: [0, 0, 1]}, [1, 0, 0])
+    (row,) = make_rows(own, [entry(0), entry(1)], {}, {"other": other})
+    pooled = row["pooled"]
+    assert pooled["num_images"] == 5 and pooled["acc1"] == pytest.approx((1 + 0.5 + 0 + 0 + 0.5) / 5)
+    assert pooled["paired_diff"] == pytest.approx((0 - 0.5 - 1 + 0 + 0.5) / 5)
+    low, high = pooled["paired_diff_ci95"]
+    assert -1 <= low < pooled["paired_diff"] < high <= 0.5
+    assert pooled["feature_cosine"] == pytest.approx(0.5 + pooled["acc1"] / 2)
+    (row,) = make_rows(own, [entry(0), entry(1)], {}, {"other": journal_of(tmp_path / "c", {0: [1]}, [1])})
+    assert row["pooled"] is None
+    (row,) = make_rows(own, [entry(0), entry(1)], {})
+    assert "pooled" not in row
+
+
+def test_runs_to_pool_are_of_the_same_weights_and_of_other_data(runs, clip, tmp_path) -> None:  # noqa: F811
+    config = replace(runs, macs=(0.8,), trained=(), scorers=(), rivals=("ours",), limit=4)
+    main(replace(config, out=tmp_path / "one"))
+    main(replace(config, out=tmp_path / "two", pool=(tmp_path / "one",)))
+    (row,) = report(replace(config, out=tmp_path / "two"))["rows"]
+    assert row["pooled"]["num_images"] == 8 and row["pooled"]["acc1"] == pytest.approx(row["acc1"])
+    assert report(replace(config, out=tmp_path / "two"))["pooled_with"] == ["folder"]
+    with pytest.raises(UserError, match="holds no run"):
+        pooled_journals([tmp_path], clip.weights_hash)
+    with pytest.raises(UserError, match="measured with other weights"):
+        pooled_journals([tmp_path / "one"], "0" * 64)
+    with pytest.raises(UserError, match="give each data set once"):
+        pooled_journals([tmp_path / "one", tmp_path / "two"], clip.weights_hash)
+
+
+def test_a_probe_answers_where_the_model_has_no_classes() -> None:
+    plan, _ = plan_of(SearchConfig(limit=60, split="test"), 16)
+    same, about = with_answers(plan, ProbeConfig())
+    assert same is plan and not about
+    plan = replace(plan, job=replace(plan.job, logits=None))
+    fit = ProbeConfig(fit_limit=300, Cs=(0.1,), cache=None)
+    told, about = with_answers(plan, fit)
+    assert about["num_fit_images"] == 300 and about["C"] == 0.1
+    picture = torch.stack([plan.clip.preprocess(plan.dataset.open(item.id)) for item in plan.items])
+    with torch.no_grad():
+        answer_I = told.job.logits(plan.clip.tower(picture)).argmax(-1)
+    hit_I = answer_I == torch.tensor([item.label for item in plan.items])
+    assert hit_I.double().mean() > 0.7
+    assert with_answers(plan, replace(fit, fit_limit=0))[0] is plan
+    with pytest.raises(UserError, match="judge on test or val"):
+        with_answers(replace(plan, dataset=replace(plan.dataset, split="train")), fit)
 
 
 def test_rows_that_need_files_get_them_and_say_so_if_not(runs, clip, tmp_path) -> None:  # noqa: F811
