@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.serving import ServingGraph, kept_positions, walk
+from export.serving import ServingGraph, kept_positions
 from patchrank.pruned import Cut, PrunedTower, Scorer, State
 from patchrank.tokens import gather_tokens
 
@@ -86,7 +86,7 @@ def reference(graph: ServingGraph, image_BHW3: Tensor) -> Reference:
     parts = []
     for chunk in image_BHW3.split(_CHUNK):
         watched = _Watched(graph.pruned).eval()
-        feature_BD, cuts = walk(watched, graph.pixels(chunk))
+        feature_BD, cuts = watched.features_and_cuts(watched.tower.embed(graph.pixels(chunk)), 0)
         margins = [_smallest(found, len(chunk)) for found in (watched.margins, watched.host_margins)]
         parts.append((*_answers(graph, feature_BD), kept_positions(cuts), *margins))
     features, logits, kept, margins, host_margins = zip(*parts)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from export.resize import Resize
 from patchrank.preprocess import Preprocess
-from patchrank.pruned import Cut, PrunedTower, finish, size_with_prefix, start_state
+from patchrank.pruned import Cut, PrunedTower
 
 NUM_BEST = 5
 
@@ -78,18 +78,6 @@ class Answer(nn.Module):
         return unit_BD, logit_BY, probability_BY, best_BT, index_BT
 
 
-def walk(pruned: PrunedTower, image_BCHW: Tensor) -> tuple[Tensor, list[Cut]]:
-    """`pruned(image)` together with the record of every cut."""
-    cuts: list[Cut] = []
-    tower, last = pruned.tower, pruned.config.num_layers - 1
-    state = start_state(tower, tower.embed(image_BCHW), 0)
-    if pruned.config.pool != "class":
-        state = pruned._walk(state, 0, last + 1, None, cuts)
-        return tower.head(state.x_BLC, size_with_prefix(state), state.num_prefix), cuts
-    state = pruned._enter(pruned._walk(state, 0, last, None, cuts), last, None, cuts)
-    return finish(tower, state, last), cuts
-
-
 def kept_positions(cuts: list[Cut]) -> list[Tensor]:
     """Original positions (B, K) int64 of the patches that each cut left, best first."""
     positions: list[Tensor] = []
@@ -139,5 +127,5 @@ class ServingGraph(nn.Module):
         return torch.randint(0, 256, (batch, *self.pixels.image_size, 3), dtype=torch.uint8, generator=generator)
 
     def forward(self, image_BHW3: Tensor) -> tuple[Tensor, ...]:
-        feature_BD, cuts = walk(self.pruned, self.pixels(image_BHW3))
+        feature_BD, cuts = self.pruned.features_and_cuts(self.pruned.tower.embed(self.pixels(image_BHW3)), 0)
         return (*self.answer(feature_BD), *kept_positions(cuts))

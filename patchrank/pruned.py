@@ -222,7 +222,7 @@ class PrunedTower(nn.Module):
 
     def _pass(self, state: State, layer: int, score_BN: Tensor | None, cuts: list[Cut]) -> State:
         """Go through block `layer`, and through the cut inside it if there is one."""
-        bias_B11L = size_bias(state)
+        bias_B11L = size_bias(state) if self.spec.size_bias else None
         if self.spec.where == "before" or layer not in self._K:
             return replace(state, x_BLC=state.block(state.x_BLC, bias_B11L))
         x_BLC, key_BLC = state.block.attend(state.x_BLC, bias_B11L)
@@ -250,13 +250,19 @@ class PrunedTower(nn.Module):
 
     def forward_from(self, x_BLC: Tensor, layer: int, score_BN: Tensor | None = None) -> Tensor:
         """Feature (B, D) of unpruned tokens (B, P + N, C) that are about to enter block `layer`, not behind any cut."""
+        return self.features_and_cuts(x_BLC, layer, score_BN)[0]
+
+    def features_and_cuts(self, x_BLC: Tensor, layer: int, score_BN: Tensor | None = None) -> tuple[Tensor, list[Cut]]:
+        """`forward_from` together with every cut's record."""
         cuts: list[Cut] = []
         state, last = start_state(self.tower, x_BLC, layer), self.tower.config.num_layers - 1
         if self.tower.config.pool != "class":
             state = self._walk(state, layer, last + 1, score_BN, cuts)
-            return self.tower.head(state.x_BLC, size_with_prefix(state), state.num_prefix)
-        state = self._walk(state, layer, last, score_BN, cuts)
-        return finish(self.tower, self._enter(state, last, score_BN, cuts), last)
+            return self.tower.head(state.x_BLC, size_with_prefix(state), state.num_prefix), cuts
+        # The class row is all that is read, so the last block computes no other.
+        state = self._enter(self._walk(state, layer, last, score_BN, cuts), last, score_BN, cuts)
+        size_BL = size_with_prefix(state) if self.spec.size_bias else None
+        return self.tower.finish(state.x_BLC, last, size_BL, state.num_prefix), cuts
 
     def unfold(self, x_BKC: Tensor, cuts: list[Cut]) -> Tensor:
         """Patch tokens behind the last cut (B, K, C) back to all N positions, hosts standing in for their guests."""

@@ -25,7 +25,8 @@ class PruneSpec:
     where "before" block `layer` or "inside" it, between attention and MLP; rest "fold" or "drop"; select "topk" (the
     best scores), "suppress" (scores are priorities of a covering selection) or "cover" (scores are log importances of
     one that weighs likeness by them); merge_norm "preserve" or "mean";
-    num_added compensation tokens that join at the first cut.
+    num_added compensation tokens that join at the first cut; size_bias whether attention in the blocks counts a merged
+    token as often as it has patches (pooling always does).
     Raises: UserError for a value outside its rule.
     """
 
@@ -35,6 +36,7 @@ class PruneSpec:
     select: str = "topk"
     merge_norm: str = "preserve"
     num_added: int = 0
+    size_bias: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cuts", tuple((int(layer), float(keep)) for layer, keep in self.cuts))

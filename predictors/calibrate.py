@@ -1,5 +1,7 @@
 """`python -m predictors.calibrate`: LayerNorms and biases behind the cut, re-fitted to pruned tokens without labels."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -51,6 +53,8 @@ def calibrate(config: CalibrateConfig, clip: LoadedClip, *, quiet: bool = True) 
     if config.macs is not None:
         pruned = with_spec(pruned, at_budget(pruned, config.macs))
     source = PrunedTower(clip.tower, pruned.spec, pruned.scorer, pruned.added)
+    if not config.size_bias:
+        pruned = with_spec(pruned, replace(pruned.spec, size_bias=False))
     images = load_images(config, clip, pruned.spec.cuts[0][0], quiet=quiet)
     refitted, small = calibratable(pruned, config.parts)
     course = Course(

@@ -188,9 +188,12 @@ def smooth_features(
     """Feature (B, D) of unpruned tokens (B, P + N, C) before block `layer`, and the raw scores (B, A) of every cut.
 
     Without `perturb` the feature is `pruned.forward_from(x_BLC, layer)` up to the rounding of closed gates; it is
-    differentiable in the scorer, its metric and the added tokens.
+    differentiable in the scorer, its metric and the added tokens. Raises: ValueError without `size_bias`: gates lie in
+    it, and calibration, which trains it away, takes the true walk.
     """
     tower, spec = pruned.tower, pruned.spec
+    if not spec.size_bias:
+        raise ValueError("size_bias=False: gates act through the size bias; train with it, calibrate without")
     counts = dict(spec.counts(pruned.config.num_patches))
     num_prefix, num_patches = pruned.config.num_prefix, pruned.config.num_patches
     position_BN = torch.arange(num_patches, device=x_BLC.device).expand(x_BLC.shape[0], -1)

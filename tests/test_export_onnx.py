@@ -23,7 +23,7 @@ from export.parity import Limits, Parity, ParityError, compare, failures, limits
 from export.precision import PRECISIONS
 from export.reference import forced, reference
 from export.runtimes import Runner, open_session
-from export.serving import Classes, ServingGraph, kept_positions, walk
+from export.serving import Classes, ServingGraph, kept_positions
 from export.source import Pictures
 from export.tracing import trace
 from patchrank import cli
@@ -32,7 +32,7 @@ from patchrank.errors import UserError
 from patchrank.loading import load_clip
 from patchrank.macs import pruned_macs
 from patchrank.preprocess import Preprocess
-from patchrank.pruned import PrunedTower
+from patchrank.pruned import PrunedTower, size_with_prefix
 from patchrank.salient import Salient
 from patchrank.scorers import SCORERS
 from patchrank.spec import PruneSpec
@@ -99,12 +99,13 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("pool", ["class", "mean", "attention"])
 @pytest.mark.parametrize("cuts", [(), ((0, 0.5),), ((0, 0.75), (1, 0.5))])
-def test_walk_is_the_pruned_tower_bit_by_bit(pool: str, cuts, images: torch.Tensor) -> None:
+def test_features_and_cuts_are_those_of_the_whole_walk(pool: str, cuts, images: torch.Tensor) -> None:
     tower = small_tower(pool=pool)
     pruned = PrunedTower(tower, replace(SPEC, cuts=cuts), SCORERS["token-norm"](tower.config.grid)).eval()
-    feature_BD, records = walk(pruned, images)
-    assert torch.equal(feature_BD, pruned(images))
+    feature_BD, records = pruned.features_and_cuts(pruned.tower.embed(images), 0)
     state, _ = pruned.tokens(images)
+    whole_BD = tower.head(state.x_BLC, size_with_prefix(state), state.num_prefix)
+    torch.testing.assert_close(feature_BD, whole_BD, rtol=1e-4, atol=1e-5)
     assert not cuts or torch.equal(kept_positions(records)[-1], state.position_BN)
 
 
@@ -126,7 +127,7 @@ def test_answers_over_baked_classes() -> None:
 def test_a_classifier_head_reads_features_as_they_are() -> None:
     weight_DY, bias_Y = torch.eye(24)[:, :5], torch.arange(5.0)
     graph = small_graph(classes=Classes(names=tuple("abcde"), weight_DY=weight_DY, bias_Y=bias_Y, unit_features=False))
-    feature_BD, _ = walk(graph.pruned, graph.pixels(graph.example()))
+    feature_BD = graph.pruned(graph.pixels(graph.example()))
     torch.testing.assert_close(graph(graph.example())[1], feature_BD[:, :5] + bias_Y)
 
 

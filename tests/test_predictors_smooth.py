@@ -53,6 +53,13 @@ def test_features_equal_the_true_walk(pool, cuts, where, rest, select, merge_nor
     assert [score_BA.shape for score_BA in scores] == [(3, num) for num in counts[:-1]]
 
 
+def test_gates_need_the_size_bias() -> None:
+    tower = TOWERS["class"]
+    pruned = learned(tower, PruneSpec(cuts=((1, 0.5),), size_bias=False))
+    with pytest.raises(ValueError, match="gates act through the size bias"):
+        smooth_features(pruned, tokens_at(tower, 1), 1)
+
+
 def test_forward_from_equals_the_whole_walk() -> None:
     for tower in TOWERS.values():
         pruned = learned(tower, PruneSpec(cuts=((2, 0.5), (3, 0.3)), select="suppress"))

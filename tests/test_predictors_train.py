@@ -309,6 +309,19 @@ def test_a_calibration_goes_on_at_another_budget(trained, pictures, clip, tmp_pa
     assert predictors.read_training(tmp_path / "b")["source_weights_hash"] == clip.weights_hash
 
 
+def test_the_size_bias_is_trained_away(trained, pictures, clip, tmp_path) -> None:
+    short = dict(num_steps=4, save_every=2)
+    done = calibrate(calibration(trained, pictures, tmp_path / "a", size_bias=False, **short), clip)
+    loaded, frozen = predictors.load_pruned(tmp_path / "a"), predictors.load_pruned(trained)
+    assert not loaded.spec.size_bias and replace(loaded.spec, size_bias=True) == frozen.spec
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(image), done(image))
+    assert results(tmp_path / "a")["before"]["cosine"] == pytest.approx(results(trained)["held_out"]["cosine"])
+    calibrate(calibration(tmp_path / "a", pictures, tmp_path / "b", **short), clip)
+    assert not predictors.load_pruned(tmp_path / "b").spec.size_bias, "what was trained away stays away"
+
+
 def test_calibration_resumes_bit_equal(trained, pictures, clip, tmp_path, monkeypatch) -> None:
     short = dict(num_steps=6, save_every=2, views=True, answers=0.3)
     calibrate(calibration(trained, pictures, tmp_path / "a", **short), clip)

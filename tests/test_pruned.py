@@ -28,6 +28,7 @@ manners = st.fixed_dictionaries(
         rest=st.sampled_from(RESTS),
         select=st.sampled_from(SELECTS),
         merge_norm=st.sampled_from(MERGE_NORMS),
+        size_bias=st.booleans(),
     )
 )
 layer_sets = st.sets(st.integers(0, 3), min_size=1).map(sorted)
@@ -73,7 +74,7 @@ def slow_walk(tower, spec: PruneSpec, image_CHW, score_N):
     for index, block in enumerate(tower.blocks):
         if index == layer and spec.where == "before":
             x_LC, size_L = slow_cut(spec, x_LC, size_L, slow_block(block, x_LC, size_L)[1], K, score_N)
-        x_LC, key_LM = slow_block(block, x_LC, size_L)
+        x_LC, key_LM = slow_block(block, x_LC, size_L if spec.size_bias else torch.ones_like(size_L))
         if index == layer and spec.where == "inside":
             x_LC, size_L = slow_cut(spec, x_LC, size_L, key_LM, K, score_N)
         x_LC = block.mlp(x_LC)
@@ -111,6 +112,20 @@ def test_one_cut_equals_the_slow_walk(layer: int, K: int, manner: dict, seed: in
     score_BN = torch.randn(1, 16, generator=torch.Generator().manual_seed(seed))
     found = PrunedTower(tower, spec, None)(IMAGES[:1], score_BN)[0]
     torch.testing.assert_close(found, slow_walk(tower, spec, IMAGES[0], score_BN[0]), rtol=1e-3, atol=1e-4)
+
+
+def test_pooling_counts_patches_with_or_without_the_bias_in_attention() -> None:
+    """A cut behind all attention: what is left of the sizes is the pooling's."""
+
+    def features(pool: str, size_bias: bool, **spec) -> torch.Tensor:
+        return PrunedTower(TOWERS[pool], PruneSpec(size_bias=size_bias, **spec), token_norm)(IMAGES)
+
+    for pool in ("mean", "attention"):
+        late = dict(cuts=((3, 0.25),), where="inside")
+        assert torch.equal(features(pool, True, **late), features(pool, False, **late))
+    for pool in POOLS:
+        early = dict(cuts=((1, 0.25),))
+        assert not torch.allclose(features(pool, True, **early), features(pool, False, **early), rtol=1e-3)
 
 
 def test_a_cut_inside_the_last_block_of_a_class_token_tower_changes_nothing() -> None:
