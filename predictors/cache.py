@@ -20,6 +20,7 @@ from patchrank.checkpoints.weights import weights_hash
 from patchrank.data import Dataset, Item, batches
 from patchrank.errors import UserError
 from patchrank.preprocess import Preprocess
+from patchrank.pretrain.distributed import ALONE, World, barrier, joined_list, joined_rows
 from patchrank.search.runner import spread
 from patchrank.tower import VisionTower
 
@@ -71,20 +72,31 @@ def encode(
 
 
 def kept_tokens(
-    folder: Path | None, tower: VisionTower, dataset: Dataset, preprocess: Preprocess, layer: int, *, quiet: bool = True
+    folder: Path | None,
+    tower: VisionTower,
+    dataset: Dataset,
+    preprocess: Preprocess,
+    layer: int,
+    *,
+    quiet: bool = True,
+    world: World = ALONE,
 ) -> Tokens:
     """`encode`, or what an earlier call with equal weights, images, transform and layer left in `folder`.
 
+    Several processes encode a share each and all get the whole.
     Raises: UserError as `encode`, and for a file that cannot be read.
     """
     if folder is None:
-        return encode(tower, dataset, preprocess, layer, quiet=quiet)
+        return _encode_together(tower, dataset, preprocess, layer, quiet, world)
     asked = [weights_hash(tower), layer, preprocess.to_dict(), dataset.name, [item.id for item in dataset.images]]
     path = folder / f"tokens_{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.safetensors"
-    if not path.is_file():
-        tokens = encode(tower, dataset, preprocess, layer, quiet=quiet)
-        values = {"x": tokens.x_nLC, "feature": tokens.feature_nD, "label": tokens.label_n}
-        write_tensors(path, values, {"ids": json.dumps(tokens.ids)})
+    absent = not path.is_file()
+    barrier()  # all look before one writes
+    if absent:
+        tokens = _encode_together(tower, dataset, preprocess, layer, quiet, world)
+        if world.leads:
+            values = {"x": tokens.x_nLC, "feature": tokens.feature_nD, "label": tokens.label_n}
+            write_tensors(path, values, {"ids": json.dumps(tokens.ids)})
         return tokens
     try:
         with safe_open(str(path), "pt", device=str(tower.patch.weight.device)) as file:
@@ -92,6 +104,17 @@ def kept_tokens(
             return Tokens(ids, *(file.get_tensor(name) for name in ("x", "feature", "label")))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove it, and it is made again") from error
+
+
+def _encode_together(
+    tower: VisionTower, dataset: Dataset, preprocess: Preprocess, layer: int, quiet: bool, world: World
+) -> Tokens:
+    num, share = len(dataset.images), -(-len(dataset.images) // world.size)
+    own = dataset.images[min(num, world.rank * share) : (world.rank + 1) * share]
+    tokens = encode(tower, part(dataset, own), preprocess, layer, quiet=quiet)
+    rows = (joined_rows(value) for value in (tokens.x_nLC, tokens.feature_nD, tokens.label_n.to(tokens.x_nLC.device)))
+    x_nLC, feature_nD, label_n = rows
+    return Tokens(joined_list(tokens.ids), x_nLC, feature_nD, label_n.to(tokens.label_n.device))
 
 
 def even(items: Sequence[Item]) -> list[Item]:

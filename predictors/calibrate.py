@@ -9,6 +9,7 @@ from patchrank import cli
 from patchrank.atomic import write_json
 from patchrank.errors import UserError
 from patchrank.loading import LoadedClip, load_clip
+from patchrank.pretrain.distributed import ALONE, World, joined
 from patchrank.pretrain.draws import sampler
 from patchrank.pruned import PrunedTower
 from patchrank.search.plan import threads
@@ -30,13 +31,19 @@ def main(config: CalibrateConfig) -> None:
     """Calibrate as `config` says, or go on with what is in --out; print where the result is and how good it is."""
     check_calibrate(config)
     record = artifact.read_training(config.pruned)
-    with threads(config.threads):
+    with threads(config.threads), joined(config.device) as world:
         settings = record["training"]
         clip = load_clip(settings["model"], settings["pretrained"], config.device)
-        calibrate(config, clip, quiet=False)
+        calibrate(config, clip, quiet=not world.leads, world=world)
 
 
-def calibrate(config: CalibrateConfig, clip: LoadedClip, *, quiet: bool = True) -> PrunedTower:
+def calibrate(
+    config: CalibrateConfig,
+    clip: LoadedClip,
+    *,
+    quiet: bool = True,
+    world: World = ALONE,
+) -> PrunedTower:
     """Re-fit a saved pruned tower of this model; write state, log, the calibrated tower and results.json; return it.
 
     Features only: what else would make its answers as sure as the unpruned ones is in the record, as `logit_factor`.
@@ -55,7 +62,7 @@ def calibrate(config: CalibrateConfig, clip: LoadedClip, *, quiet: bool = True) 
     source = PrunedTower(clip.tower, pruned.spec, pruned.scorer, pruned.added)
     if not config.size_bias:
         pruned = with_spec(pruned, replace(pruned.spec, size_bias=False))
-    images = load_images(config, clip, pruned.spec.cuts[0][0], quiet=quiet)
+    images = load_images(config, clip, pruned.spec.cuts[0][0], quiet=quiet, world=world)
     refitted, small = calibratable(pruned, config.parts)
     course = Course(
         num_steps=config.num_steps,
@@ -65,11 +72,14 @@ def calibrate(config: CalibrateConfig, clip: LoadedClip, *, quiet: bool = True) 
         patience=config.patience,
     )
     settings = config.settings() | {"weights_hash": clip.weights_hash, "spec": pruned.spec.to_dict()}
-    found = fit(make_task(config, refitted, small, images), course, config.out, settings, quiet=quiet)
+    task = make_task(config, refitted, small, images, world)
+    found = fit(task, course, config.out, settings, quiet=quiet, tensorboard=config.tensorboard, world=world)
     refitted.eval().requires_grad_(False)
     with torch.no_grad():
         if config.readout:
             refitted, found["readout_strength"] = best_readout(config, refitted, images)
+        if not world.leads:
+            return refitted
         feature_nD = pruned_features(refitted, images.held_out, pruned.spec.cuts[0][0])
         report = make_report("predictors.calibrate", refitted, feature_nD, source, images, found)
         report["confidence"] = confidence(refitted, feature_nD, images)
@@ -99,12 +109,18 @@ def best_readout(config: CalibrateConfig, pruned: PrunedTower, images: Images) -
     return found
 
 
-def make_task(config: CalibrateConfig, pruned: PrunedTower, small: torch.nn.Module, images: Images) -> Task:
+def make_task(
+    config: CalibrateConfig,
+    pruned: PrunedTower,
+    small: torch.nn.Module,
+    images: Images,
+    world: World = ALONE,
+) -> Task:
     """Distillation of the dense feature, direction and length, through the true pruned walk at its own spec."""
     tokens, layer, judged = images.train, pruned.spec.cuts[0][0], first(images.held_out, config.judged)
 
     def batch(step: int) -> Tensor:
-        return sampler(len(tokens), config.batch_size, config.seed, step)
+        return sampler(len(tokens), config.batch_size, config.seed, step)[world.part(config.batch_size)]
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         index_B = batch(step)

@@ -48,10 +48,12 @@ class Common:
     """Where to compute: cpu or cuda."""
     threads: int | None = None
     """CPU threads; without it torch's default. The same number gives the same bits."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files into --out; needs pip install 'patchrank[pretrain]'."""
 
     def settings(self) -> dict[str, Any]:
         """What must not change within a run, as JSON values."""
-        free = ("out", "data_root", "device", "cache", "table", "table_keep")
+        free = ("out", "data_root", "device", "cache", "table", "table_keep", "tensorboard")
         values = {name: value for name, value in asdict(self).items() if name not in free}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 

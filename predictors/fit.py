@@ -1,7 +1,8 @@
 """The training loop: steps, checkpoints, judgement on held-out images; killed and resumed, it ends with the same bits.
 
 Every draw is a function of seed and step, so weights, optimiser state and the step number are the whole state. The
-best weights on the held-out images are kept beside the current ones and win in the end.
+best weights on the held-out images are kept beside the current ones and win in the end. Several processes see a part of
+each batch and average their gradients; all judge alike, one writes.
 """
 
 import logging
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from patchrank.errors import UserError
+from patchrank.pretrain.distributed import ALONE, World, average_, barrier
+from patchrank.pretrain.journal import RunLog
 from predictors.state import load_state, save_state
 
 logger = logging.getLogger(__name__)
@@ -99,20 +102,33 @@ def _step(task: Task, optimiser: torch.optim.Optimizer, step: int, rate: float, 
     loss, numbers = task.loss(step)
     loss.backward()
     parameters = [parameter for parameter in task.learned.parameters() if parameter.grad is not None]
+    numbers = {"loss": loss.item(), **numbers}
+    value_M = torch.tensor(list(numbers.values()), dtype=torch.float64, device=loss.device)
+    average_([parameter.grad for parameter in parameters] + [value_M])
+    numbers = dict(zip(numbers, value_M.tolist()))
     norm = nn.utils.clip_grad_norm_(parameters, 1.0)
-    if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+    if not (math.isfinite(numbers["loss"]) and math.isfinite(norm.item())):
         raise UserError(
-            f"step {step}: the loss is {loss.item()}, its gradient {norm.item()}, for the batch "
+            f"step {step}: the loss is {numbers['loss']}, its gradient {norm.item()}, for the batch "
             f"{task.batch_name(step)}; {folder / STATE} holds the last good weights; lower --lr or look at these images"
         )
     optimiser.step()
-    return {"loss": loss.item(), **numbers}
+    return numbers
 
 
-def fit(task: Task, course: Course, folder: Path, settings: dict[str, Any], *, quiet: bool = True) -> dict[str, Any]:
+def fit(
+    task: Task,
+    course: Course,
+    folder: Path,
+    settings: dict[str, Any],
+    *,
+    quiet: bool = True,
+    tensorboard: bool = False,
+    world: World = ALONE,
+) -> dict[str, Any]:
     """Train `task.learned` in place, from the start or from the state in `folder`, and leave it with its best weights.
 
-    Args: settings: JSON values that must be equal when a run is taken up again.
+    Args: settings: JSON values that must be equal when a run is taken up again; tensorboard: write event files too.
     Returns: `log` (list of entries), `steps` done, `seconds` spent, `best_distance`.
     Raises: UserError for a state of other settings, for numbers that are not finite, for too little memory.
     """
@@ -125,6 +141,7 @@ def fit(task: Task, course: Course, folder: Path, settings: dict[str, Any], *, q
         logger.info("going on after step %d of %d", step, course.num_steps)
     else:
         kept.offer(task.judge()["distance"])
+    events = RunLog(folder, step, tensorboard=True) if tensorboard and world.leads else None
     began = time.perf_counter() - seconds
     means: dict[str, list[float]] = {}
     form = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} steps, {rate_noinv_fmt}, {remaining} left{postfix}"
@@ -146,11 +163,23 @@ def fit(task: Task, course: Course, folder: Path, settings: dict[str, Any], *, q
                 log.append({"step": step} | {k: sum(v) / len(v) for k, v in means.items()} | {"held_out": found})
                 means.clear()
                 bar.set_postfix_str(f", held-out 1 - cosine {found['distance']:.4f}")
-                progress = {"step": step, "seconds": time.perf_counter() - began, "log": log}
-                save_state(folder / STATE, kept, optimiser, progress, settings)
+                if world.leads:
+                    progress = {"step": step, "seconds": time.perf_counter() - began, "log": log}
+                    save_state(folder / STATE, kept, optimiser, progress, settings)
+                if events is not None:
+                    events.add(step, _flat(log[-1]))
+                barrier()
+    if events is not None:
+        events.close()
     kept.restore_best()
     best = kept.best_distance.item()
     return {"log": log, "steps": step, "seconds": round(time.perf_counter() - began, 1), "best_distance": best}
+
+
+def _flat(entry: dict[str, Any]) -> dict[str, float]:
+    """{"loss": 1, "held_out": {"cosine": 2}} -> {"loss": 1, "held_out/cosine": 2}; the step is said apart."""
+    found = {name: value for name, value in entry.items() if name not in ("step", "held_out")}
+    return found | {f"held_out/{name}": value for name, value in entry["held_out"].items()}
 
 
 def _stale(kept: _Kept, course: Course) -> bool:

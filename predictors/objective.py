@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from patchrank.pretrain.distributed import ALONE, World
 from patchrank.pretrain.draws import generator, sampler
 from patchrank.pruned import PrunedTower, start_state
 from patchrank.spec import PruneSpec
@@ -28,13 +29,17 @@ def make_task(
     images: Images,
     golden_nN: Tensor | None,
     counts: tuple[int, int],
+    world: World = ALONE,
 ) -> Task:
-    """The training of `pruned.scorer` and `pruned.added` at keep counts drawn from `counts`; judged at its own spec."""
+    """The training of `pruned.scorer` and `pruned.added` at keep counts drawn from `counts`; judged at its own spec.
+
+    Of every batch a process takes its part.
+    """
     tokens, layer, judged = images.train, pruned.spec.cuts[0][0], first(images.held_out, config.judged)
-    weights = parse_weights(config.loss)
+    weights, own = parse_weights(config.loss), world.part(config.batch_size)
 
     def batch(step: int) -> Tensor:
-        return sampler(len(tokens), config.batch_size, config.seed, step)
+        return sampler(len(tokens), config.batch_size, config.seed, step)[own]
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         index_B = batch(step)
@@ -42,7 +47,7 @@ def make_task(
         feature_BD, numbers = None, {}
         if needs_feature(weights):
             spec = drawn(pruned.spec, counts, pruned.config.num_patches, config.seed, step)
-            perturb = Perturb(config.noise, generator(config.seed, "noise", step))
+            perturb = Perturb(config.noise, generator(config.seed, "noise", step), own, config.batch_size)
             feature_BD, scores = smooth_features(with_spec(pruned, spec), x_BLC, layer, perturb)
             score_BN = scores[0]
         else:

@@ -11,6 +11,7 @@ from patchrank.errors import UserError
 from patchrank.loading import LoadedClip
 from patchrank.macs import pruned_macs
 from patchrank.presets import DEFAULT_MACS, Cost, resolve_spec
+from patchrank.pretrain.distributed import ALONE, World
 from patchrank.pruned import PrunedTower
 from patchrank.search.store import RankingMismatch, RankingStore, open_store
 from patchrank.spec import PruneSpec, parse_cuts
@@ -42,18 +43,26 @@ class Images:
 
 
 def load_images(
-    config: Common, clip: LoadedClip, layer: int, store: RankingStore | None = None, *, quiet: bool = True
+    config: Common,
+    clip: LoadedClip,
+    layer: int,
+    store: RankingStore | None = None,
+    *,
+    quiet: bool = True,
+    world: World = ALONE,
 ) -> Images:
     """Read the data set and run the dense tower over it once; with a store, train on the images that it ranks.
 
-    Raises: UserError for data that cannot be read or too few images.
+    Raises: UserError for data that cannot be read, too few images, or a batch that the processes cannot share evenly.
     """
+    if config.batch_size % world.size:
+        raise UserError(f"--batch-size {config.batch_size}: must divide by the {world.size} processes; raise it")
     dataset = load_dataset(config.data, root=config.data_root, split=config.split)
     ranked = None if store is None else set(store.ids)
     train, held_out = split_items(dataset.images, config.limit, config.held_out, ranked)
     seen = viewed(dataset, config.seed) if config.views else dataset
     judged, tokens = (
-        kept_tokens(config.cache, clip.tower, part(source, items), clip.preprocess, layer, quiet=quiet)
+        kept_tokens(config.cache, clip.tower, part(source, items), clip.preprocess, layer, quiet=quiet, world=world)
         for source, items in ((dataset, held_out), (seen, train))
     )
     if len(tokens) < config.batch_size:

@@ -32,13 +32,20 @@ _SOFTNESS = 0.1
 
 @dataclass(frozen=True)
 class Perturb:
-    """Gaussian noise on the standardised scores before selection, so that training sees keep sets near the best."""
+    """Gaussian noise on the standardised scores before selection, so that training sees keep sets near the best.
+
+    It is drawn for a whole batch; a process that has a part of it sees its own `rows` of that.
+    """
 
     scale: float
     generator: torch.Generator
+    rows: slice | None = None
+    num_rows: int | None = None
+    """Images of the whole batch; None: those at hand."""
 
     def __call__(self, score_BN: Tensor) -> Tensor:
-        noise_BN = torch.randn(score_BN.shape, generator=self.generator, dtype=score_BN.dtype)
+        shape = (self.num_rows or len(score_BN), *score_BN.shape[1:])
+        noise_BN = torch.randn(shape, generator=self.generator, dtype=score_BN.dtype)[self.rows or slice(None)]
         return score_BN + self.scale * noise_BN.to(score_BN.device)
 
 

@@ -6,6 +6,7 @@ from patchrank import cli
 from patchrank.atomic import write_json
 from patchrank.loading import LoadedClip, load_clip
 from patchrank.macs import pruned_macs
+from patchrank.pretrain.distributed import ALONE, World, joined
 from patchrank.pruned import PrunedTower
 from patchrank.scorers import SCORERS
 from patchrank.search.plan import threads
@@ -27,13 +28,21 @@ _FEW = 32
 def main(config: TrainConfig) -> None:
     """Train as `config` says, or go on with what is in --out; print where the result is and how good it is."""
     check_train(config)
-    with threads(config.threads):
-        train(config, load_clip(config.model, config.pretrained, config.device), quiet=False)
+    with threads(config.threads), joined(config.device) as world:
+        clip = load_clip(config.model, config.pretrained, config.device)
+        train(config, clip, quiet=not world.leads, world=world)
 
 
-def train(config: TrainConfig, clip: LoadedClip, *, quiet: bool = True) -> PrunedTower:
+def train(
+    config: TrainConfig,
+    clip: LoadedClip,
+    *,
+    quiet: bool = True,
+    world: World = ALONE,
+) -> PrunedTower:
     """Train on `config.data`; write state, log, the pruned tower and results.json into `config.out`; return the tower.
 
+    Under torchrun every process takes a part of each batch; the first one writes.
     Raises: UserError for flags that do not fit the model or the data.
     """
     parts = build_parts(config, clip)
@@ -41,12 +50,12 @@ def train(config: TrainConfig, clip: LoadedClip, *, quiet: bool = True) -> Prune
     spec = train_spec(config, clip.tower.config, cost_with(parts.scorer, parts.added, num_added))
     counts = check_range(config.keep_range or range_around(spec), clip.tower.config.num_patches)
     store = load_store(config, clip, spec)
-    images = load_images(config, clip, spec.cuts[0][0], store, quiet=quiet)
+    images = load_images(config, clip, spec.cuts[0][0], store, quiet=quiet, world=world)
     start_metric(parts.scorer, clip.tower, spec, images.train.x_nLC[:_FEW])
     pruned = PrunedTower(clip.tower, spec, parts.scorer, parts.added)
     plain = without_training(train_spec(config, clip.tower.config, pruned_macs))
     untrained = PrunedTower(clip.tower, plain, SCORERS["random"](clip.tower.config.grid))
-    task = make_task(config, pruned, parts.learned, images, golden_scores(store, images.train), counts)
+    task = make_task(config, pruned, parts.learned, images, golden_scores(store, images.train), counts, world)
     course = Course(
         num_steps=config.num_steps,
         lr=config.lr,
@@ -54,8 +63,11 @@ def train(config: TrainConfig, clip: LoadedClip, *, quiet: bool = True) -> Prune
         save_every=config.save_every,
         patience=config.patience,
     )
-    found = fit(task, course, config.out, config.settings() | {"weights_hash": clip.weights_hash}, quiet=quiet)
+    asked = config.settings() | {"weights_hash": clip.weights_hash}
+    found = fit(task, course, config.out, asked, quiet=quiet, tensorboard=config.tensorboard, world=world)
     pruned.eval().requires_grad_(False)
+    if not world.leads:
+        return pruned
     with torch.no_grad():
         feature_nD = pruned_features(pruned, images.held_out, pruned.spec.cuts[0][0])
         report = make_report("predictors.train", pruned, feature_nD, untrained, images, found)

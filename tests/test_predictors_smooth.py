@@ -53,6 +53,14 @@ def test_features_equal_the_true_walk(pool, cuts, where, rest, select, merge_nor
     assert [score_BA.shape for score_BA in scores] == [(3, num) for num in counts[:-1]]
 
 
+def test_noise_of_a_part_is_that_part_of_the_noise_of_the_whole() -> None:
+    score_BN = torch.zeros(4, 16)
+    whole_BN = Perturb(0.3, torch.Generator().manual_seed(5))(score_BN)
+    for rows in (slice(0, 2), slice(2, 4)):
+        part = Perturb(0.3, torch.Generator().manual_seed(5), rows, 4)
+        assert torch.equal(part(score_BN[rows]), whole_BN[rows])
+
+
 def test_gates_need_the_size_bias() -> None:
     tower = TOWERS["class"]
     pruned = learned(tower, PruneSpec(cuts=((1, 0.5),), size_bias=False))

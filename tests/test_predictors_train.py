@@ -20,6 +20,7 @@ from patchrank.checkpoints.weights import weights_hash
 from patchrank.errors import UserError
 from patchrank.loading import LoadedClip, load_clip
 from patchrank.macs import dense_macs, pruned_macs
+from patchrank.pretrain.journal import read_log
 from patchrank.pruned import PrunedTower, start_state
 from patchrank.scorers import SCORERS
 from patchrank.search import search
@@ -307,6 +308,19 @@ def test_a_calibration_goes_on_at_another_budget(trained, pictures, clip, tmp_pa
     assert second["macs_share"] <= cheaper < first["macs_share"] and second["mode"] == "calibrated"
     assert second["before"]["distance"] > first["before"]["distance"]
     assert predictors.read_training(tmp_path / "b")["source_weights_hash"] == clip.weights_hash
+
+
+def test_tensorboard_files_are_written(trained, pictures, clip, tmp_path) -> None:
+    pytest.importorskip("tensorboard")
+    short = dict(num_steps=4, save_every=2)
+    calibrate(calibration(trained, pictures, tmp_path / "a", tensorboard=True, **short), clip)
+    assert list((tmp_path / "a").glob("events.out.tfevents.*"))
+    rows = read_log(tmp_path / "a")
+    assert [row["step"] for row in rows] == [2, 4]
+    log = results(tmp_path / "a")["log"]
+    assert rows[1]["held_out/cosine"] == log[1]["held_out"]["cosine"] and rows[1]["distill"] == log[1]["distill"]
+    calibrate(calibration(trained, pictures, tmp_path / "b", **short), clip)
+    assert bits(tmp_path / "a") == bits(tmp_path / "b")
 
 
 def test_the_size_bias_is_trained_away(trained, pictures, clip, tmp_path) -> None:

@@ -158,7 +158,8 @@ def _fit(
         patience=config.patience,
     )
     before = _cosine(true_features, images.held_out)
-    found = fit(task, course, config.out / run, config.settings() | {"weights_hash": clip.weights_hash}, quiet=quiet)
+    settings = config.settings() | {"weights_hash": clip.weights_hash}
+    found = fit(task, course, config.out / run, settings, quiet=quiet, tensorboard=config.tensorboard)
     learned.requires_grad_(False)
     return {"cosine_before": before, "cosine": _cosine(true_features, images.held_out), **found}
 

@@ -5,12 +5,13 @@ the step alone, so a run gives the same losses on any number of processes (batch
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from patchrank.errors import UserError
 
@@ -34,12 +35,16 @@ class World:
         return slice(self.rank * share, (self.rank + 1) * share)
 
 
+ALONE = World()
+"""A run of one process."""
+
+
 @contextmanager
 def joined(device: str) -> Iterator[World]:
     """Join the processes that `torchrun` started (RANK, WORLD_SIZE, LOCAL_RANK): gloo on CPU, NCCL on GPUs."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World()
+        yield ALONE
         return
     if device == "cuda" and not dist.is_nccl_available():
         raise UserError("--device cuda: this PyTorch has no NCCL for several processes; use --device cpu")
@@ -60,6 +65,37 @@ def sum_over_ranks(value: float, device: str | torch.device = "cpu") -> float:
     total = torch.tensor(value, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return float(total)
+
+
+def average_(tensors: Iterable[Tensor]) -> None:
+    """Put the mean over all processes into every tensor, bit for bit the same everywhere."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+            tensor /= dist.get_world_size()
+
+
+def joined_rows(own_nX: Tensor) -> Tensor:
+    """Every process's rows of one tensor, in the order of their ranks; numbers of rows may differ, all else not."""
+    if not dist.is_initialized():
+        return own_nX
+    counts: list[int] = [0] * dist.get_world_size()
+    dist.all_gather_object(counts, len(own_nX))
+    parts = []
+    for rank, count in enumerate(counts):
+        part = own_nX.contiguous() if rank == dist.get_rank() else own_nX.new_empty(count, *own_nX.shape[1:])
+        dist.broadcast(part, src=rank)
+        parts.append(part)
+    return torch.cat(parts)
+
+
+def joined_list(own: list) -> list:
+    """Every process's items, in the order of their ranks."""
+    if not dist.is_initialized():
+        return own
+    parts: list[list] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, own)
+    return [item for part in parts for item in part]
 
 
 def barrier() -> None:
