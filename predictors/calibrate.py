@@ -137,6 +137,7 @@ def make_task(
         loss=loss,
         judge=lambda: judge(pruned_features(pruned, judged, layer), judged, images.classify),
         batch_name=lambda step: ", ".join(tokens.ids[i] for i in batch(step)[:4].tolist()) + ", ...",
+        aim=lambda found: found["distance"] + config.answers * found.get("kl", 0.0),
     )
 
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,11 @@ class Task:
     loss: Callable[[int], tuple[Tensor, dict[str, float]]]
     """Step -> scalar loss with a gradient, and numbers for the log."""
     judge: Callable[[], dict[str, float]]
-    """Numbers on held-out images, `distance` (to be made small) among them; of the weights as they are now."""
+    """Numbers on held-out images, `distance` among them; of the weights as they are now."""
     batch_name: Callable[[int], str]
     """Step -> the images of its batch, for messages."""
+    aim: Callable[[dict[str, float]], float] = itemgetter("distance")
+    """What `judge` found -> the number by which the best weights are chosen: the least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +66,14 @@ class _Kept(nn.Module):
         self.learned = learned
         for name, parameter in learned.named_parameters():
             self.register_buffer(f"best_{name.replace('.', '/')}", parameter.detach().clone())
-        self.register_buffer("best_distance", torch.tensor(math.inf, dtype=torch.float64))
+        self.register_buffer("best_aim", torch.tensor(math.inf, dtype=torch.float64))
         self.register_buffer("num_stale", torch.tensor(0))
 
     @torch.no_grad()
-    def offer(self, distance: float) -> None:
+    def offer(self, aim: float) -> None:
         """Remember the current weights if they are better than the best so far."""
-        if distance < self.best_distance.item():
-            self.best_distance.fill_(distance)
+        if aim < self.best_aim.item():
+            self.best_aim.fill_(aim)
             self.num_stale.fill_(0)
             for name, parameter in self.learned.named_parameters():
                 self.get_buffer(f"best_{name.replace('.', '/')}").copy_(parameter)
@@ -129,7 +132,7 @@ def fit(
     """Train `task.learned` in place, from the start or from the state in `folder`, and leave it with its best weights.
 
     Args: settings: JSON values that must be equal when a run is taken up again; tensorboard: write event files too.
-    Returns: `log` (list of entries), `steps` done, `seconds` spent, `best_distance`.
+    Returns: `log` (list of entries), `steps` done, `seconds` spent, `best_aim`.
     Raises: UserError for a state of other settings, for numbers that are not finite, for too little memory.
     """
     kept = _Kept(task.learned)
@@ -140,7 +143,7 @@ def fit(
         step, seconds, log = progress["step"], progress["seconds"], progress["log"]
         logger.info("going on after step %d of %d", step, course.num_steps)
     else:
-        kept.offer(task.judge()["distance"])
+        kept.offer(task.aim(task.judge()))
     events = RunLog(folder, step, tensorboard=True) if tensorboard and world.leads else None
     began = time.perf_counter() - seconds
     means: dict[str, list[float]] = {}
@@ -159,7 +162,7 @@ def fit(
             bar.update()
             if step % course.save_every == 0 or step == course.num_steps:
                 found = task.judge()
-                kept.offer(found["distance"])
+                kept.offer(task.aim(found))
                 log.append({"step": step} | {k: sum(v) / len(v) for k, v in means.items()} | {"held_out": found})
                 means.clear()
                 bar.set_postfix_str(f", held-out 1 - cosine {found['distance']:.4f}")
@@ -172,8 +175,8 @@ def fit(
     if events is not None:
         events.close()
     kept.restore_best()
-    best = kept.best_distance.item()
-    return {"log": log, "steps": step, "seconds": round(time.perf_counter() - began, 1), "best_distance": best}
+    best = kept.best_aim.item()
+    return {"log": log, "steps": step, "seconds": round(time.perf_counter() - began, 1), "best_aim": best}
 
 
 def _flat(entry: dict[str, Any]) -> dict[str, float]:

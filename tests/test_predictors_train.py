@@ -99,7 +99,7 @@ def test_training_lowers_the_held_out_distance_and_freezes_the_tower(config: Tra
     report = results(config.out)
     untrained = report["before"]["distance"]
     assert report["held_out"]["distance"] < report["log"][0]["held_out"]["distance"] or report["steps"] == 10
-    assert report["best_distance"] == pytest.approx(report["held_out"]["distance"], abs=1e-5)
+    assert report["best_aim"] == pytest.approx(report["held_out"]["distance"], abs=1e-5)
     assert report["held_out"]["distance"] < untrained, "a trained scorer should beat a random one on 7 pictures"
     assert report["mode"] == "frozen" and weights_hash(pruned.tower) == clip.weights_hash
     assert report["num_held_out"] + report["num_train"] == 24
@@ -208,7 +208,7 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path) -> None:
         batch_name=str,
     )
     found = fit.fit(task, Course(num_steps=10, lr=0.1, save_every=1, patience=2), tmp_path, {})
-    assert found["steps"] == 3 and found["best_distance"] == 0.5
+    assert found["steps"] == 3 and found["best_aim"] == 0.5
 
 
 def test_golden_rankings_from_a_store(config: TrainConfig, clip: LoadedClip, pictures: Path, tmp_path: Path) -> None:
@@ -343,7 +343,11 @@ def test_calibration_resumes_bit_equal(trained, pictures, clip, tmp_path, monkey
         calibrate(calibration(trained, pictures, tmp_path / "b", **short), clip)
     calibrate(calibration(trained, pictures, tmp_path / "b", **short), clip)
     assert bits(tmp_path / "a") == bits(tmp_path / "b")
-    assert results(tmp_path / "a")["log"][0]["answers"] > 0
+    report = results(tmp_path / "a")
+    assert report["log"][0]["answers"] > 0
+    judged = [entry["held_out"]["distance"] + 0.3 * entry["held_out"]["kl"] for entry in report["log"]]
+    assert report["best_aim"] <= min(judged), "the answers count in what is kept"
+    assert any(report["best_aim"] == pytest.approx(one) for one in judged)
 
 
 def test_calibration_is_cut_to_what_stands_behind_the_first_cut() -> None:
