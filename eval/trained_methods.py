@@ -172,8 +172,9 @@ def _saved(pruned: PrunedTower, record: dict, macs: float) -> Entry:
     last = record.get("calibration") or training
     images = f"{last['data']} {last['split']}, {last['limit'] or 'all'} images"
     tokens = f", {pruned.spec.num_added} {rows['added']} tokens" if pruned.added is not None else ""
+    bias = "" if pruned.spec.size_bias else ", no size bias"
     return Entry(
-        method=f"{rows['scorer']} scorer{tokens}",
+        method=f"{rows['scorer']} scorer{tokens}{bias}",
         family="ours",
         mode=record["mode"],
         budget=macs,

@@ -197,6 +197,17 @@ def test_a_tower_made_for_a_budget_is_not_mixed_up_with_one_brought_to_it(runs, 
         saved_entries(clip, (0.8,), (runs.trained[0], runs.trained[0]))
 
 
+def test_a_calibration_without_the_size_bias_is_a_method_of_its_own(runs, clip, tmp_path) -> None:  # noqa: F811
+    record = json.loads((runs.trained[2] / "training.json").read_text())["calibration"]
+    kept = {name: record[name] for name in ("held_out", "batch_size", "num_steps", "save_every", "split")}
+    plain = CalibrateConfig(
+        pruned=runs.trained[0], data="folder", data_root=runs.data_root, size_bias=False, out=tmp_path, **kept
+    )
+    calibrate(plain, clip)
+    names = [entry.method for entry in saved_entries(clip, (0.8,), (runs.trained[2], tmp_path))]
+    assert names == ["linear scorer", "linear scorer, no size bias"]
+
+
 def test_towers_of_other_weights_and_unknown_names_are_refused(runs, tmp_path) -> None:
     with pytest.raises(UserError, match="was trained for other weights"):
         main(replace(runs, model="embedded", data="digits", data_root=None, out=tmp_path / "a"))
