@@ -2,7 +2,8 @@
 
 The overlap of both keep sets is corrected for chance (0 = a random set, 1 = the same set). Static position explains
 much of such overlaps, so the mean golden rank of every position, over the other images, stands beside the scorers.
-Other sets can serve as well: headroom is where a set's cosine lies between the best free scorer's (0) and golden (1).
+Other sets can serve as well: headroom is where a set's cosine lies between the best free scorer's (0) and golden (1);
+the selection of `patchrank.apply` has a row of its own and is no such baseline.
 
 Letters: I images, B batch, N patches, K kept, M quantities, R bootstrap draws.
 """
@@ -24,6 +25,7 @@ from patchrank.loading import LoadedClip, load_clip
 from patchrank.metrics import interval, resampled_means
 from patchrank.provenance import command, machine, versions
 from patchrank.pruned import PrunedTower, size_with_prefix
+from patchrank.salient import SALIENT, Salient
 from patchrank.scorers import SCORERS
 from patchrank.search.plan import threads
 from patchrank.search.store import RankingStore, open_store
@@ -35,6 +37,8 @@ GOLDEN = "golden"
 """The row of the store's own order: an oracle."""
 MEAN_RANK = "mean-rank"
 """The row of the position alone."""
+SUPPRESS = "suppress"
+"""The row of a covering selection with random priorities."""
 _PREFIX = "trained: "
 
 
@@ -129,7 +133,10 @@ def choosers(config: GoldenMatchConfig, clip: LoadedClip, store: RankingStore) -
         own = replace(saved.spec, cuts=spec.cuts, rest=rest, num_added=0)
         found[_PREFIX + folder.name] = PrunedTower(saved.tower, own, saved.scorer)
     names = [name for name in SCORERS if name != "class-attention" or clip.tower.config.num_prefix]
-    free = {name: PrunedTower(clip.tower, spec, SCORERS[name](clip.tower.config.grid)) for name in names}
+    tower, grid = clip.tower, clip.tower.config.grid
+    free = {name: PrunedTower(tower, spec, SCORERS[name](grid)) for name in names}
+    free[SUPPRESS] = PrunedTower(tower, replace(spec, select="suppress"), SCORERS["random"](grid))
+    free[SALIENT] = PrunedTower(tower, replace(spec, select="cover"), Salient(tower.config.num_prefix > 0))
     return {name: pruned.eval() for name, pruned in (found | free).items()}
 
 
@@ -179,7 +186,7 @@ def rows_of(found: dict[str, Found], taught: set[str]) -> list[dict]:
 
     Args: taught: names of rows that were trained on golden rankings.
     """
-    free = [name for name in found if name != GOLDEN and not name.startswith(_PREFIX)]
+    free = [name for name in found if name not in (GOLDEN, SALIENT) and not name.startswith(_PREFIX)]
     best = max(free, key=lambda name: found[name].cosine_I.mean().item())
     prior_I, free_I, golden_I = found[MEAN_RANK].match_I, found[best].cosine_I, found[GOLDEN].cosine_I
     rows = []

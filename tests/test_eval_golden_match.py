@@ -10,6 +10,7 @@ from test_predictors_train import clip, draw, model  # noqa: F401 (fixtures)
 from eval.claims_match import (
     GOLDEN,
     MEAN_RANK,
+    SUPPRESS,
     Found,
     GoldenMatchConfig,
     corrected_overlap,
@@ -21,6 +22,7 @@ from eval.claims_match import (
 from patchrank.data import batches, load_dataset
 from patchrank.errors import UserError
 from patchrank.pruned import PrunedTower
+from patchrank.salient import SALIENT
 from patchrank.scorers import SCORERS
 from patchrank.search import search
 from patchrank.search.store import open_store
@@ -65,6 +67,7 @@ def test_headroom_lies_between_the_best_free_row_and_golden():
         GOLDEN: found(1.0, 0.8),
         MEAN_RANK: found(0.2, 0.2),
         "centre": found(0.6, 0.4),
+        SALIENT: found(0.8, 0.8),
         "trained: own": found(0.7, 0.7),
     }
     rows = {row["method"]: row for row in rows_of(given, {"trained: own"})}
@@ -90,7 +93,7 @@ def test_command(model, clip, tmp_path, capsys):  # noqa: F811
     report = json.loads((tmp_path / "out" / "golden_match.json").read_text())
     assert report["num_images"] == 4 and report["chance"] == 0.5 and report["settings"]["strategy"] == "sweep"
     rows = {row["method"]: row for row in report["rows"]}
-    assert {"trained: own", "random", "class-attention", MEAN_RANK, GOLDEN} <= rows.keys()
+    assert {"trained: own", "random", "class-attention", MEAN_RANK, GOLDEN, SUPPRESS, SALIENT} <= rows.keys()
     assert rows[GOLDEN]["match"] == 1.0 and rows[GOLDEN]["cosine"] == pytest.approx(
         golden_cosine(clip, dataset, tmp_path)
     )
