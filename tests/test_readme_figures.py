@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -79,6 +80,24 @@ def test_trained_towers():
             values = [row["feature_cosine"], 100 * row["top1_agreement"], 100 * row["acc1"]]
             if not prints(cell, *values):
                 wrong.append(f"{label}, {macs}: {cell} is {values}")
+    check(wrong)
+
+
+def test_scorers_beside_golden_rankings():
+    rows, wrong = rows_of("golden_match_fold.json"), []
+    kinds = {"golden rankings": "g-golden", "golden rankings for 2,000 steps": "gl-golden",
+             "unpruned features": "g-distill", "both": "g-both"}  # fmt: skip
+    free = {"nothing, covering (`apply`)": "salient", "nothing, class attention": "class-attention"}
+    for label, cells in table("| trained on, selected by | cosine").items():
+        taught, _, selected = label.rpartition(", ")
+        kind = "g-cover" if selected == "covering" else kinds.get(taught)
+        names = [free[label]] if label in free else [f"trained: {kind}-{seed}" for seed in range(3)]
+        own = [one(rows, method=name) for name in names]
+        values = [mean(row[name] for row in own) for name in ("cosine", "match", "headroom")]
+        pairs = zip(cells, values, strict=True)
+        wrong += [f"{label}: {cell} is {value}" for cell, value in pairs if not prints(cell, value)]
+    assert min(one(rows, method=f"trained: g-cover-{seed}")["headroom_interval"][0] for seed in range(3)) > 0.38
+    assert one(rows, best_free=True)["method"] == "suppress"
     check(wrong)
 
 
