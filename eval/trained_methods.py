@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from eval.rivals import OURS, RIVALS, NotGiven, build
+from eval.rivals import OURS, RIVALS, build
 from patchrank.errors import UserError
 from patchrank.loading import LoadedClip
 from patchrank.macs import dense_macs, pruned_macs
@@ -72,11 +72,12 @@ def rival_entries(
         for name in names:
             try:
                 rival = build(name, tower, macs, files).eval()
-            except NotGiven as error:
-                missing.append(f"{name} at {macs:g}: {str(error).removeprefix(f'{name}: ')}")
-                continue
             except UserError as error:
-                missing.append(f"{name} at {macs:g}: {error}")
+                reason = str(error).removeprefix(f"{name}: ")
+                # Reports are passed on; where files lay on this machine is nobody else's business.
+                for path in files.values():
+                    reason = reason.replace(str(path), path.name)
+                missing.append(f"{name} at {macs:g}: {reason}")
                 continue
             pruned = getattr(rival, "pruned", None)
             entry = Entry(

@@ -175,6 +175,9 @@ def test_rows_that_need_files_get_them_and_say_so_if_not(runs, clip, tmp_path) -
     found = report(replace(runs, out=tmp_path / "given"))
     modes = {row["method"]: row["mode"] for row in found["rows"]}
     assert modes == dict(zip(names, ("frozen", "calibrated", "calibrated", "training-free"))) and not found["missing"]
+    main(replace(runs, macs=(0.7,), trained=(), scorers=(), rivals=names, files=given, out=tmp_path / "other"))
+    (calibrated, _) = report(replace(runs, out=tmp_path / "other"))["missing"]
+    assert calibrated.startswith(f"dtem-calibrated at 0.7: {files['calibrated-rivals'].name}: has no calibration")
     main(replace(runs, macs=(0.8,), trained=(), scorers=(), rivals=names, out=tmp_path / "none"))
     found = report(replace(runs, out=tmp_path / "none"))
     assert [row["method"] for row in found["rows"]] == ["tome"]
