@@ -69,15 +69,40 @@ def test_trained_towers():
     most = max(row["num_images"] for row in rows)
     kinds = {"calibrated": ("linear scorer", "calibrated", "fold"), "frozen": ("linear scorer", "frozen", "fold"),
              "untrained (`apply`)": ("ours", "training-free", "fold"),
-             "the papers' way (rest dropped), trained, frozen": ("linear scorer", "frozen", "drop")}  # fmt: skip
+             "the papers' way (rest dropped), trained, frozen":
+             ("linear scorer, 1 summary tokens", "frozen", "drop")}  # fmt: skip
     for label, cells in table("| cosine / agreement % / top-1 %").items():
         for macs, cell in zip(MACS, cells, strict=True):
             own = [row for row in rows if row["budget"] == macs and row["num_images"] == most]
             if label in kinds:
                 row = one(own, **dict(zip(("method", "mode", "rest"), kinds[label])))
             else:
-                row = max((row for row in own if row["method"].startswith("tome")), key=lambda x: x["feature_cosine"])
+                mode = "calibrated" if "our calibration" in label else "training-free"
+                rivals = [row for row in own if row["family"] == "rival" and row["mode"] == mode]
+                row = max(rivals, key=lambda row: row["feature_cosine"])
+                assert mode == "calibrated" or row["method"].startswith("tome"), "ToMe is the best of the rivals"
             values = [row["feature_cosine"], 100 * row["top1_agreement"], 100 * row["acc1"]]
+            if not prints(cell, *values):
+                wrong.append(f"{label}, {macs}: {cell} is {values}")
+    check(wrong)
+
+
+def test_transfer():
+    home, wrong = json.loads((RESULTS / "predictors_vit_tiny.json").read_text()), []
+    kind = dict(method="linear scorer", mode="calibrated", rest="fold")
+    for label, cells in table("| calibrated: cosine / points of top-1 lost").items():
+        name = label.split()[0].lower()
+        away = RESULTS / f"predictors_{name}.json"
+        found = json.loads(away.read_text()) if away.is_file() else home
+        for macs, cell in zip(MACS, cells, strict=True):
+            row = one(found["rows"], budget=macs, **kind)
+            lost, cosine = found["dense_acc1"] - row["acc1"], row["feature_cosine"]
+            if name == "all":
+                row = row["pooled"]
+                lost, cosine = -row["paired_diff"], row["feature_cosine"]
+                assert row["num_images"] == 9485
+            high, low = row["paired_diff_ci95"]
+            values = [cosine, 100 * lost, -100 * low, -100 * high]
             if not prints(cell, *values):
                 wrong.append(f"{label}, {macs}: {cell} is {values}")
     check(wrong)
