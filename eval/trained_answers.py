@@ -27,7 +27,8 @@ def with_answers(plan: Plan, fit: ProbeConfig) -> tuple[Plan, dict]:
     dataset = plan.dataset
     if plan.job.logits is not None or fit.fit_limit == 0 or not dataset.class_names:
         return plan, {}
-    if dataset.split == "all" or "train" not in CATALOG[dataset.name].splits:
+    row = CATALOG.get(dataset.name)
+    if dataset.split == "all" or row is None or "train" not in row.splits:
         return plan, {}
     if dataset.split == "train":
         raise UserError("--split train: is what a probe would be fitted on; judge on test or val, or --fit-limit 0")

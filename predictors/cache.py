@@ -109,8 +109,10 @@ def kept_tokens(
 def _encode_together(
     tower: VisionTower, dataset: Dataset, preprocess: Preprocess, layer: int, quiet: bool, world: World
 ) -> Tokens:
-    num, share = len(dataset.images), -(-len(dataset.images) // world.size)
-    own = dataset.images[min(num, world.rank * share) : (world.rank + 1) * share]
+    num = len(dataset.images)
+    if num < world.size:
+        return encode(tower, dataset, preprocess, layer, quiet=quiet)
+    own = dataset.images[num * world.rank // world.size : num * (world.rank + 1) // world.size]
     tokens = encode(tower, part(dataset, own), preprocess, layer, quiet=quiet)
     rows = (joined_rows(value) for value in (tokens.x_nLC, tokens.feature_nD, tokens.label_n.to(tokens.x_nLC.device)))
     x_nLC, feature_nD, label_n = rows

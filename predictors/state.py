@@ -32,7 +32,7 @@ def save_state(
 def load_state(path: Path, module: nn.Module, optimiser: Optimizer, settings: dict[str, Any]) -> dict[str, Any]:
     """Fill module and optimiser from `path` and return the progress that `save_state` was given.
 
-    Raises: UserError for a file that is damaged or that belongs to a run with other settings.
+    Raises: UserError for a file that is damaged or that belongs to a run with other settings or another version.
     """
     try:
         with safe_open(str(path), "pt") as file:
@@ -42,7 +42,10 @@ def load_state(path: Path, module: nn.Module, optimiser: Optimizer, settings: di
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove it, or choose another --out") from error
     _check(path, found, json.loads(json.dumps(settings)))
-    module.load_state_dict({name[7:]: tensor for name, tensor in tensors.items() if name.startswith("weight ")})
+    try:
+        module.load_state_dict({name[7:]: tensor for name, tensor in tensors.items() if name.startswith("weight ")})
+    except RuntimeError:
+        raise UserError(f"{path}: holds other tensors than this version; remove it, or choose another --out") from None
     for name, parameter in module.named_parameters():
         own = {key.removesuffix(f" {name}"): tensor for key, tensor in tensors.items() if key.endswith(f" {name}")}
         own.pop("weight")

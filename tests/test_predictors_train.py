@@ -12,6 +12,7 @@ import torch
 from conftest import make_tower
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny_clip import save_tiny_clip
 
 import predictors
@@ -176,6 +177,15 @@ def test_another_run_in_the_same_folder_is_refused(config: TrainConfig, clip: Lo
     train(replace(config, num_steps=2), clip)
     with pytest.raises(UserError, match=r"holds a run with --lr 0\.001"):
         train(replace(config, num_steps=2, lr=0.1), clip)
+
+
+def test_a_state_of_another_version_is_refused(config: TrainConfig, clip: LoadedClip) -> None:
+    train(replace(config, num_steps=2), clip)
+    with safe_open(str(config.out / STATE), "pt") as file:
+        tensors = {name.replace("best_aim", "best_of_old"): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        save_file(tensors, str(config.out / STATE), file.metadata())
+    with pytest.raises(UserError, match="holds other tensors than this version; remove it"):
+        train(replace(config, num_steps=2), clip)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(config, clip, monkeypatch) -> None:
