@@ -24,7 +24,7 @@ from patchrank.errors import UserError
 from patchrank.loading import LoadedClip, load_clip
 from patchrank.metrics import interval, resampled_means
 from patchrank.provenance import command, machine, versions
-from patchrank.pruned import PrunedTower, size_with_prefix
+from patchrank.pruned import PrunedTower
 from patchrank.salient import SALIENT, Salient
 from patchrank.scorers import SCORERS
 from patchrank.search.plan import threads
@@ -172,8 +172,7 @@ def measure(config: GoldenMatchConfig, clip: LoadedClip, store: RankingStore) ->
             dense_BD = clip.tower(image_BCHW)
             for name, pruned in towers.items():
                 told_BN = given[name][row_B].to(config.device) if name in given else None
-                state, cuts = pruned.tokens(image_BCHW, told_BN)
-                feature_BD = pruned.tower.head(state.x_BLC, size_with_prefix(state), state.num_prefix)
+                feature_BD, cuts = pruned.features_and_cuts(pruned.tower.embed(image_BCHW), 0, told_BN)
                 match_B = corrected_overlap(cuts[0].keep_BK.cpu(), golden_BN[row_B, :K], num_patches)
                 parts[name].append((match_B, F.cosine_similarity(feature_BD, dense_BD, dim=-1).double().cpu()))
             bar.update(len(ids))

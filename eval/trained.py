@@ -84,7 +84,7 @@ def main(config: TrainedConfig) -> None:
         plan, probe = with_answers(plan, _probe_config(config))
         request |= {"probe": probe} if probe else {}
         check_request(config.out, request)
-        others, tower = pooled_journals(config.pool, plan.clip.weights_hash), plan.clip.tower
+        others, tower = pooled_journals(config.pool, request), plan.clip.tower
         entries, missing = rival_entries(tower, config.macs, config.rivals, files)
         entries += free_entries(tower, config.macs, config.scorers)
         entries += saved_entries(plan.clip, config.macs, config.trained)

@@ -1,7 +1,4 @@
-"""Answers where a model has none of its own for the data, from a probe on unpruned features; journals pooled.
-
-Letters: I images.
-"""
+"""Answers where a model has none of its own for the data, from a probe on unpruned features; journals pooled."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,18 +42,21 @@ def open_journal(folder: Path) -> Journal:
     return Journal(folder / _JOURNAL, ("batch", "method", "macs"))
 
 
-def pooled_journals(folders: Sequence[Path], weights_hash: str) -> dict[str, Journal]:
+def pooled_journals(folders: Sequence[Path], own: dict) -> dict[str, Journal]:
     """Data set -> journal, of `--out` folders of earlier runs with the same weights.
 
-    Raises: UserError for a folder that holds no run, one of other weights, or a data set twice.
+    Args: own: the request of this run. Raises: UserError for a folder that holds no run, one of other weights or of
+    this run's images, or a data set twice.
     """
     found: dict[str, Journal] = {}
     for folder in folders:
         if not (folder / _REQUEST).is_file() or not (folder / _JOURNAL).is_file():
             raise UserError(f"--pool {folder}: holds no run; give an --out of python -m eval trained")
         request = read_json(folder / _REQUEST)
-        if request["weights_hash"] != weights_hash:
+        if request["weights_hash"] != own["weights_hash"]:
             raise UserError(f"--pool {folder}: was measured with other weights; measure it with this model")
+        if request["images"] == own["images"]:
+            raise UserError(f"--pool {folder}: holds the images of this run; leave it out, they count already")
         if request["data"] in found:
             raise UserError(f"--pool {folder}: {request['data']} is there already; give each data set once")
         found[request["data"]] = open_journal(folder)

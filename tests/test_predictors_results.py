@@ -137,16 +137,21 @@ def test_pooled_rows_weigh_every_image_alike(tmp_path) -> None:
 def test_runs_to_pool_are_of_the_same_weights_and_of_other_data(runs, clip, tmp_path) -> None:  # noqa: F811
     config = replace(runs, macs=(0.8,), trained=(), scorers=(), rivals=("ours",), limit=4)
     main(replace(config, out=tmp_path / "one"))
-    main(replace(config, out=tmp_path / "two", pool=(tmp_path / "one",)))
+    (first,) = report(replace(config, out=tmp_path / "one"))["rows"]
+    main(replace(config, limit=6, out=tmp_path / "two", pool=(tmp_path / "one",)))
     (row,) = report(replace(config, out=tmp_path / "two"))["rows"]
-    assert row["pooled"]["num_images"] == 8 and row["pooled"]["acc1"] == pytest.approx(row["acc1"])
+    assert row["pooled"]["num_images"] == 10
+    assert row["pooled"]["acc1"] == pytest.approx((4 * first["acc1"] + 6 * row["acc1"]) / 10)
+    own = {"weights_hash": clip.weights_hash, "images": "others"}
     assert report(replace(config, out=tmp_path / "two"))["pooled_with"] == ["folder"]
     with pytest.raises(UserError, match="holds no run"):
-        pooled_journals([tmp_path], clip.weights_hash)
+        pooled_journals([tmp_path], own)
     with pytest.raises(UserError, match="measured with other weights"):
-        pooled_journals([tmp_path / "one"], "0" * 64)
+        pooled_journals([tmp_path / "one"], own | {"weights_hash": "0" * 64})
+    with pytest.raises(UserError, match="holds the images of this run"):
+        main(replace(config, out=tmp_path / "three", pool=(tmp_path / "one",)))
     with pytest.raises(UserError, match="give each data set once"):
-        pooled_journals([tmp_path / "one", tmp_path / "two"], clip.weights_hash)
+        pooled_journals([tmp_path / "one", tmp_path / "two"], own)
 
 
 def test_a_probe_answers_where_the_model_has_no_classes() -> None:
