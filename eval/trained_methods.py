@@ -58,7 +58,7 @@ class Entry:
 
 def _mode(needs: Sequence[str]) -> str:
     """A rival's mode by the files that it needs; a distilled student counts as calibrated, its blocks have changed."""
-    if "calibrated-rivals" in needs or "shallow" in needs:
+    if {"calibrated-rivals", "lora-rivals", "shallow"} & set(needs):
         return CALIBRATED
     return FROZEN if needs else TRAINING_FREE
 
@@ -174,8 +174,9 @@ def _saved(pruned: PrunedTower, record: dict, macs: float) -> Entry:
     images = f"{last['data']} {last['split']}, {last['limit'] or 'all'} images"
     tokens = f", {pruned.spec.num_added} {rows['added']} tokens" if pruned.added is not None else ""
     bias = "" if pruned.spec.size_bias else ", no size bias"
+    corrections = f", rank {last['lora_rank']}" if last.get("lora_rank") else ""
     return Entry(
-        method=f"{rows['scorer']} scorer{tokens}{bias}",
+        method=f"{rows['scorer']} scorer{tokens}{bias}{corrections}",
         family="ours",
         mode=record["mode"],
         budget=macs,

@@ -1,4 +1,4 @@
-"""`python -m predictors.calibrate`: LayerNorms and biases behind the cut, re-fitted to pruned tokens without labels."""
+"""`python -m predictors.calibrate`: what stands behind the cut, re-fitted to pruned tokens in its small parameters."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from patchrank.pretrain.distributed import ALONE, World, joined
 from patchrank.pretrain.draws import sampler
 from patchrank.pruned import PrunedTower
 from patchrank.search.plan import threads
-from predictors import artifact
+from predictors import artifact, lora
 from predictors.cache import first
 from predictors.calibration import calibratable
 from predictors.confidence import confidence, said
@@ -63,7 +63,7 @@ def calibrate(
     if not config.size_bias:
         pruned = with_spec(pruned, replace(pruned.spec, size_bias=False))
     images = load_images(config, clip, pruned.spec.cuts[0][0], quiet=quiet, world=world)
-    refitted, small = calibratable(pruned, config.parts)
+    refitted, small = calibratable(pruned, config.parts, config.lora_rank, config.seed)
     course = Course(
         num_steps=config.num_steps,
         lr=config.lr,
@@ -75,6 +75,7 @@ def calibrate(
     task = make_task(config, refitted, small, images, world)
     found = fit(task, course, config.out, settings, quiet=quiet, tensorboard=config.tensorboard, world=world)
     refitted.eval().requires_grad_(False)
+    lora.absorb(refitted.tower)
     with torch.no_grad():
         if config.readout:
             refitted, found["readout_strength"] = best_readout(config, refitted, images)

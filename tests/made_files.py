@@ -47,13 +47,16 @@ def make_trained(folder: Path, tower: VisionTower, *, rest: str = "fold", added:
     return folder
 
 
-def make_calibrations(folder: Path, tower: VisionTower, budgets: tuple[float, ...], files: dict[str, Path]) -> Path:
+def make_calibrations(
+    folder: Path, tower: VisionTower, budgets: tuple[float, ...], files: dict[str, Path], lora_rank: int = 0
+) -> Path:
     """Calibrations that change nothing, of every row that has one and reaches the budget."""
     for name in CALIBRATED:
         for macs in budgets:
             try:
                 rival = build(name, calibrated.copy_of(tower), macs, files)
-                calibrated.save(folder, name, macs, calibrated.learnable(rival), weights_hash(tower))
+                small = calibrated.learnable(rival, lora_rank)
+                calibrated.save(folder, name, macs, small, weights_hash(tower), lora_rank=lora_rank)
             except UserError:
                 continue
     return folder
@@ -74,4 +77,8 @@ def make_files(folder: Path, tower: VisionTower, budgets: tuple[float, ...]) -> 
     make_trained(folder / "tokens", tower, added="summary")
     names = ("mean-rank", "dtem", "diffrate", "shallow", "trained", "trained-drop", "tokens")
     files = {name: folder / name for name in names} | {"calibrated": folder / "trained"}
-    return files | {"calibrated-rivals": make_calibrations(folder / "calibrated-rivals", tower, budgets, files)}
+    made = {
+        name: make_calibrations(folder / name, tower, budgets, files, lora_rank)
+        for name, lora_rank in (("calibrated-rivals", 0), ("lora-rivals", 1))
+    }
+    return files | made

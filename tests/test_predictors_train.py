@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_clip import save_tiny_clip
+from torch import nn
 
 import predictors
 from patchrank import cli
@@ -26,10 +27,10 @@ from patchrank.pruned import PrunedTower, start_state
 from patchrank.scorers import SCORERS
 from patchrank.search import search
 from patchrank.spec import WHERES, PruneSpec
-from predictors import artifact, fit
+from predictors import artifact, fit, lora
 from predictors.calibrate import calibrate
 from predictors.calibrate import main as calibrate_main
-from predictors.calibration import calibratable, small_parameters
+from predictors.calibration import behind, calibratable, small_parameters
 from predictors.config import CalibrateConfig, TrainConfig, check_train
 from predictors.costs import share_of_macs
 from predictors.fit import STATE, Course, Task
@@ -284,12 +285,15 @@ def calibration(trained: Path, pictures: Path, out: Path, **changes) -> Calibrat
     return CalibrateConfig(pruned=trained, out=out, **(settings | dict(num_steps=10, save_every=5, lr=0.002) | changes))
 
 
-@pytest.mark.parametrize("parts", ["norms", "biases"])
-def test_calibration_brings_features_closer_and_is_labelled(parts, trained, pictures, clip, tmp_path) -> None:
+@pytest.mark.parametrize(("parts", "lora_rank"), [("norms", 0), ("biases", 0), ("biases", 2)])
+def test_calibration_brings_features_closer_and_is_labelled(
+    parts, lora_rank, trained, pictures, clip, tmp_path
+) -> None:
     before = bits(trained)
     draw(tmp_path / "many", 96)  # two dozen pictures are learnt by heart
     long = dict(num_steps=60, save_every=20, lr=0.005, batch_size=8, held_out=40)
-    done = calibrate(calibration(trained, tmp_path / "many", tmp_path / "c", parts=parts, **long), clip)
+    settings = dict(parts=parts, lora_rank=lora_rank, **long)
+    done = calibrate(calibration(trained, tmp_path / "many", tmp_path / "c", **settings), clip)
     report = results(tmp_path / "c")
     assert report["cosine_gain"]["ci95"][0] > 0
     assert report["log"][-1]["distill"] < report["log"][0]["distill"]
@@ -302,8 +306,11 @@ def test_calibration_brings_features_closer_and_is_labelled(parts, trained, pict
         assert torch.equal(loaded(image), done(image))
     source, now = clip.tower.state_dict(), loaded.tower.state_dict()
     changed = {name for name in source if not torch.equal(source[name], now[name])}
-    allowed = set(small_parameters(clip.tower, 1, parts))
+    linear = {f"{name}.weight" for name, module in behind(clip.tower, 1) if isinstance(module, nn.Linear)}
+    allowed = set(small_parameters(clip.tower, 1, parts)) | (linear if lora_rank else set())
     assert changed == allowed, "exactly the small parameters behind the cut may change"
+    for name in linear if lora_rank else ():
+        assert torch.linalg.matrix_rank(now[name] - source[name], rtol=1e-4) == lora_rank
     other = replace(clip, weights_hash="0" * 64)
     with pytest.raises(UserError, match=r"made from weights .*, this model has 000000000000"):
         calibrate(calibration(tmp_path / "c", pictures, tmp_path / "d"), other)
@@ -346,8 +353,9 @@ def test_the_size_bias_is_trained_away(trained, pictures, clip, tmp_path) -> Non
     assert not predictors.load_pruned(tmp_path / "b").spec.size_bias, "what was trained away stays away"
 
 
-def test_calibration_resumes_bit_equal(trained, pictures, clip, tmp_path, monkeypatch) -> None:
-    short = dict(num_steps=6, save_every=2, views=True, answers=0.3)
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_calibration_resumes_bit_equal(lora_rank, trained, pictures, clip, tmp_path, monkeypatch) -> None:
+    short = dict(num_steps=6, save_every=2, views=True, answers=0.3, lora_rank=lora_rank)
     calibrate(calibration(trained, pictures, tmp_path / "a", **short), clip)
     with killed_at(3, monkeypatch), pytest.raises(Killed):
         calibrate(calibration(trained, pictures, tmp_path / "b", **short), clip)
@@ -380,6 +388,25 @@ def test_a_calibratable_copy_shares_nothing_trained_with_the_original(tower) -> 
     assert artifact.mode(pruned, weights_hash(tower)) == "frozen"
     assert artifact.mode(other, weights_hash(tower)) == "calibrated"
     assert {id(p) for p in small.values()} == {id(p) for p in other.parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [{}, dict(pool="attention", num_prefix=0), dict(pre_norm=True)])
+def test_low_rank_corrections_are_nothing_at_first_and_vanish_into_the_weights(changes: dict, images) -> None:
+    tower = make_tower(**changes)
+    names, feature_BD = set(tower.state_dict()), tower(images[:2])
+    corrections = lora.attach(behind(tower, 1), 3, seed=5)
+    assert torch.equal(tower(images[:2]), feature_BD)
+    assert any(name.startswith("blocks.1.") for name in corrections)
+    assert not any(name.startswith(("blocks.0.", "patch")) for name in corrections)
+    again = lora.attach(behind(make_tower(**changes), 1), 3, seed=5)
+    assert all(torch.equal(again[name], value) for name, value in corrections.items())
+    for name, value in corrections.items():
+        value.add_(0.1 if name.endswith("up_OR") else 0.0)
+    corrected_BD = tower(images[:2])
+    lora.absorb(tower)
+    assert tower.state_dict().keys() == names, "the tower is saved and hashed as before"
+    assert torch.equal(tower(images[:2]), corrected_BD) and not torch.allclose(corrected_BD, feature_BD)
 
 
 def arguments(config: TrainConfig) -> list[str]:

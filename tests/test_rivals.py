@@ -50,7 +50,7 @@ NEEDS_CLASS = {
 NEVER_WHOLE = {
     *("drop-class-attention", "fold-class-attention", "drop-farthest", "fold-farthest"),
     *(name for name, row in RIVALS.items() if row.family == "ours" and row.needs),
-    *(f"{name}-calibrated" for name in CALIBRATED),
+    *(f"{name}-{suffix}" for name in CALIBRATED for suffix in ("calibrated", "lora")),
 }
 """Their choice costs something, so the whole budget buys less than the whole tower."""
 KINDS = {getattr(row.build, "func", row.build): name for name, row in reversed(RIVALS.items())}.values()
@@ -119,7 +119,7 @@ def counted(rival: Rival) -> int:
 @every_rival
 def test_budgets_are_met_within_one_percent(name: str, thin: tuple) -> None:
     tower, files = thin
-    for macs in (CALIBRATED_AT,) if "calibrated-rivals" in RIVALS[name].needs else BUDGETS:
+    for macs in (CALIBRATED_AT,) if {"calibrated-rivals", "lora-rivals"} & set(RIVALS[name].needs) else BUDGETS:
         rival = build(name, tower, macs, files)
         if RIVALS[name].exact:
             assert abs(rival.macs_share - macs) <= 0.01 * macs
@@ -129,7 +129,7 @@ def test_budgets_are_met_within_one_percent(name: str, thin: tuple) -> None:
 @every_kind
 def test_macs_are_exact(name: str, kind: tuple) -> None:
     tower, files = kind
-    if name.removesuffix("-calibrated") in NEEDS_CLASS and tower.config.num_prefix == 0:
+    if name.removesuffix("-calibrated").removesuffix("-lora") in NEEDS_CLASS and tower.config.num_prefix == 0:
         with pytest.raises(UserError, match="needs a class token"):
             build(name, tower, 0.8, files)
         return

@@ -20,6 +20,7 @@ from patchrank.errors import UserError
 from patchrank.loading import load_clip
 from patchrank.macs import dense_macs
 from patchrank.tower import VisionTower
+from predictors.calibration import small_parameters
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,7 @@ def test_calibration_changes_small_parameters_of_a_copy(name: str, config: Rival
     assert all(torch.equal(value, before[key]) for key, value in clip.tower.state_dict().items())
     rival = build(f"{name}-calibrated", clip.tower, 0.7, {"calibrated-rivals": config.out})
     changed = {key for key, value in rival.tower.state_dict().items() if not torch.equal(value, before[key])}
-    small = calibrated.small_parameters(clip.tower, rival.first_layer, "biases")
+    small = small_parameters(clip.tower, rival.first_layer, "biases")
     assert changed <= small.keys() and len(changed) > 10
     assert rival.macs == build(name, clip.tower, 0.7).macs
     with pytest.raises(UserError, match=f"no calibration of {name} for this budget; make one: .*--rival {name} --macs"):
@@ -172,6 +173,22 @@ def test_calibration_changes_small_parameters_of_a_copy(name: str, config: Rival
     calibrated.file_of(config.out, name, 0.65).write_bytes(b"damaged")
     with pytest.raises(UserError, match=f"is no calibration of {name} .*--rival {name} --macs 0.65"):
         build(f"{name}-calibrated", clip.tower, 0.65, {"calibrated-rivals": config.out})
+
+
+def test_a_rival_is_calibrated_with_low_rank_corrections_in_a_row_of_its_own(config: RivalTrainConfig) -> None:
+    clip, config = load_clip(config.model), replace(config, method="calibrate", rival="tome", num_steps=12)
+    plain, corrected = replace(config, out=config.out / "0"), replace(config, out=config.out / "2", lora_rank=2)
+    assert train(corrected, clip)["cosine"] > train(plain, clip)["cosine_before"]
+    rival = build("tome-lora", clip.tower, 0.7, {"lora-rivals": corrected.out})
+    now, source = rival.tower.state_dict(), clip.tower.state_dict()
+    assert now.keys() == source.keys()
+    change_OI = now["blocks.2.fc1.weight"] - source["blocks.2.fc1.weight"]
+    assert torch.linalg.matrix_rank(change_OI, rtol=1e-4) == 2
+    assert rival.macs == build("tome", clip.tower, 0.7).macs and rival.trained_on.endswith("12 steps, rank 2")
+    with pytest.raises(UserError, match="was made with --lora-rank 2"):
+        build("tome-calibrated", clip.tower, 0.7, {"calibrated-rivals": corrected.out})
+    with pytest.raises(UserError, match=r"was made with --lora-rank 0\); make one: .* --lora-rank 4 --rival tome"):
+        build("tome-lora", clip.tower, 0.7, {"lora-rivals": plain.out})
 
 
 def test_a_learned_rival_is_calibrated_with_its_own_file(config: RivalTrainConfig) -> None:
@@ -198,6 +215,7 @@ def test_a_learned_rival_is_calibrated_with_its_own_file(config: RivalTrainConfi
         (dict(files=("dtem",)), "--files dtem: must be name=path"),
         (dict(macs=1.2), "--macs 1.2: must lie in"),
         (dict(num_searched=0), "--num-searched 0: must be 1 or more"),
+        (dict(lora_rank=-1), "--lora-rank -1: must be 0 or more"),
     ],
 )
 def test_bad_flags_are_one_line(config: RivalTrainConfig, changes: dict, message: str) -> None:

@@ -45,6 +45,7 @@ FILES: dict[str, str] = {
     "tokens": "a scorer trained with compensation tokens: python -m predictors.train --added summary",
     "calibrated": "a calibrated tower: python -m predictors.calibrate",
     "calibrated-rivals": f"a calibration of this row at this budget: {_TRAIN} calibrate --rival",
+    "lora-rivals": f"the same with low-rank corrections: {_TRAIN} calibrate --lora-rank 4 --rival",
 }
 """What some rows need, and how it is made; a folder may have a part for each budget (`0.7/`)."""
 
@@ -148,12 +149,19 @@ CALIBRATED += tuple(
 )
 """Rows that are also shown with our calibration; a smaller image has no blocks that see fewer tokens than before."""
 
+_KINDS = {
+    "calibrated": (False, "calibrated", "calibrated-rivals"),
+    "lora": (True, "calibrated with low-rank corrections", "lora-rivals"),
+}
+"""Suffix of the row -> with corrections or not, in words, the files it needs."""
+
 RIVALS |= {
-    f"{name}-calibrated": Row(
-        build=partial(calibrated.build, name=name, plain=RIVALS[name].build),
-        text=f"{RIVALS[name].text}, calibrated",
-        needs=(*RIVALS[name].needs, "calibrated-rivals"),
+    f"{name}-{suffix}": Row(
+        build=partial(calibrated.build, name=name, plain=RIVALS[name].build, corrected=corrected),
+        text=f"{RIVALS[name].text}, {words}",
+        needs=(*RIVALS[name].needs, files),
     )
+    for suffix, (corrected, words, files) in _KINDS.items()
     for name in CALIBRATED
 }
 

@@ -1,4 +1,4 @@
-"""A rival after our calibration: the same walk through a tower whose LayerNorms and biases were re-fitted to it.
+"""A rival after our calibration: the same walk through a tower whose small parameters were re-fitted to it.
 
 So that a comparison of calibrated towers compares the walks, not the calibration.
 """
@@ -7,7 +7,6 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -16,22 +15,21 @@ from patchrank.atomic import write_tensors
 from patchrank.checkpoints.weights import weights_hash
 from patchrank.errors import UserError
 from patchrank.tower import VisionTower
-from predictors.calibration import small_parameters
+from predictors import calibration, lora
 
 _PARTS = "biases"
 
 
-def parameters_of(rival: Rival) -> dict[str, nn.Parameter]:
-    """What calibration re-fits, by name. Raises: UserError for a rival none of whose blocks sees fewer tokens."""
+def learnable(rival: Rival, lora_rank: int = 0, seed: int = 0) -> nn.ParameterDict:
+    """The parameters that calibration re-fits, of the rival's own tower, ready to be trained.
+
+    Raises: UserError for a rival none of whose blocks sees fewer tokens.
+    """
     if rival.first_layer is None:
         raise UserError(f"{type(rival).__name__}: has nothing to calibrate at this budget; choose a lower one")
-    return small_parameters(rival.tower, rival.first_layer, _PARTS)
-
-
-def learnable(rival: Rival) -> nn.ParameterDict:
-    """The parameters that calibration re-fits, of the rival's own tower, ready to be trained."""
-    found = parameters_of(rival)
-    return nn.ParameterDict({name.replace(".", "/"): value.requires_grad_(True) for name, value in found.items()})
+    small = calibration.small_parameters(rival.tower, rival.first_layer, _PARTS)
+    corrections = lora.attach(calibration.behind(rival.tower, rival.first_layer), lora_rank, seed)
+    return calibration.learnable(small | corrections)
 
 
 def copy_of(tower: VisionTower) -> VisionTower:
@@ -45,36 +43,50 @@ def file_of(folder: Path, name: str, macs: float) -> Path:
 
 
 def save(
-    folder: Path, name: str, macs: float, parameters: nn.ParameterDict, source_hash: str, trained_on: str = ""
+    folder: Path,
+    name: str,
+    macs: float,
+    parameters: nn.ParameterDict,
+    source_hash: str,
+    trained_on: str = "",
+    lora_rank: int = 0,
 ) -> None:
     """Write re-fitted parameters; `source_hash` names the tower's weights before, `trained_on` the images and steps."""
+    said = {"weights_hash": source_hash, "trained_on": trained_on, "lora_rank": str(lora_rank)}
     tensors = {key.replace("/", "."): value for key, value in parameters.items()}
-    write_tensors(file_of(folder, name, macs), tensors, {"weights_hash": source_hash, "trained_on": trained_on})
+    write_tensors(file_of(folder, name, macs), tensors, said)
 
 
-def build(tower: VisionTower, macs: float, *paths: Path, name: str, plain: Callable[..., Rival]) -> Rival:
+def build(
+    tower: VisionTower, macs: float, *paths: Path, name: str, plain: Callable[..., Rival], corrected: bool = False
+) -> Rival:
     """The rival `plain` through a copy of the tower with the parameters that `save` wrote for this budget.
 
-    Args: paths: what `plain` itself needs, then the folder of calibrations.
+    Args: paths: what `plain` itself needs, then the folder of calibrations; corrected: whether low-rank corrections
+    belong to it, so that neither kind passes for the other.
     Raises: UserError for a file that is absent, damaged or of another tower, or a budget out of reach.
     """
     *own, path = paths
     rival, file = plain(copy_of(tower), macs, *own), file_of(path, name, macs)
-    remedy = f"make one: python -m eval.rivals.train --method calibrate --rival {name} --macs"
+    flags = "--lora-rank 4 " if corrected else ""
+    remedy = f"make one: python -m eval.rivals.train --method calibrate {flags}--rival {name} --macs"
     if not file.is_file():
         raise UserError(f"{path}: has no calibration of {name} for this budget; {remedy} ...")
     try:
         with safe_open(str(file), "pt") as opened:
             said = opened.metadata() or {}
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
+            tensors = {key.replace(".", "/"): opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
         if said.get("weights_hash") != weights_hash(tower):
             raise ValueError(f"made for weights {str(said.get('weights_hash'))[:12]}")
-        small = parameters_of(rival)
+        lora_rank = int(said.get("lora_rank", 0))
+        if corrected != (lora_rank > 0):
+            raise ValueError(f"was made with --lora-rank {lora_rank}")
+        small = learnable(rival, lora_rank).requires_grad_(False)
         if tensors.keys() != small.keys():
             raise ValueError("holds other parameters than this walk's")
-        with torch.no_grad():
-            for key, value in small.items():
-                value.copy_(tensors[key])
+        for key, value in small.items():
+            value.copy_(tensors[key])
+        lora.absorb(rival.tower)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{file}: is no calibration of {name} for this tower ({reason}); {remedy} {macs:g}") from error

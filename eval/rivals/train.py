@@ -41,6 +41,8 @@ class RivalTrainConfig(Common):
     """dtem, shallow, diffrate or calibrate."""
     rival: str = "tome"
     """Row that calibrate re-fits LayerNorms and biases for, at --macs."""
+    lora_rank: int = 0
+    """Rank of the corrections that calibrate also trains for every linear map; 0: none."""
     files: tuple[str, ...] = ()
     """What that row needs, as dtem=out/dtem."""
     model: str = "embedded"
@@ -81,6 +83,8 @@ def check(config: RivalTrainConfig) -> None:
     for needed in RIVALS[config.rival].needs if config.method == "calibrate" else ():
         if needed not in files:
             raise UserError(f"--rival {config.rival}: give --files {needed}=path, {FILES[needed]}")
+    if config.lora_rank < 0:
+        raise UserError(f"--lora-rank {config.lora_rank}: must be 0 or more")
     if config.num_searched < 1:
         raise UserError(f"--num-searched {config.num_searched}: must be 1 or more")
 
@@ -227,12 +231,14 @@ def _diffrate(config: RivalTrainConfig, clip: LoadedClip, images: Images, quiet:
 
 def _calibrate(config: RivalTrainConfig, clip: LoadedClip, images: Images, quiet: bool) -> dict[str, Any]:
     rival = build(config.rival, calibrated.copy_of(clip.tower), config.macs, parse_files(config.files))
-    small, run = calibrated.learnable(rival), f"calibrate_{config.rival}_{config.macs:g}"
+    small, run = calibrated.learnable(rival, config.lora_rank, config.seed), f"calibrate_{config.rival}_{config.macs:g}"
     found = _fit(
         config, clip, images, small, lambda x_BLC, step: rival.forward_from(x_BLC), rival.forward_from, run, quiet
     )
     said = f"{config.data} {config.split}, {config.limit or 'all'} images, no labels, {config.num_steps} steps"
-    calibrated.save(config.out, config.rival, config.macs, small, clip.weights_hash, said)
+    if config.lora_rank:
+        said += f", rank {config.lora_rank}"
+    calibrated.save(config.out, config.rival, config.macs, small, clip.weights_hash, said, config.lora_rank)
     return {"rival": config.rival} | found
 
 
