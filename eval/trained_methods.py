@@ -174,9 +174,11 @@ def _saved(pruned: PrunedTower, record: dict, macs: float) -> Entry:
     images = f"{last['data']} {last['split']}, {last['limit'] or 'all'} images"
     tokens = f", {pruned.spec.num_added} {rows['added']} tokens" if pruned.added is not None else ""
     bias = "" if pruned.spec.size_bias else ", no size bias"
+    low, high = training.get("keep_range") or (0.0, 1.0)
+    rate = ", for one keep rate" if low == high else ""
     corrections = f", rank {last['lora_rank']}" if last.get("lora_rank") else ""
     return Entry(
-        method=f"{rows['scorer']} scorer{tokens}{bias}{corrections}",
+        method=f"{rows['scorer']} scorer{tokens}{rate}{bias}{corrections}",
         family="ours",
         mode=record["mode"],
         budget=macs,

@@ -205,15 +205,19 @@ def test_a_tower_made_for_a_budget_is_not_mixed_up_with_one_brought_to_it(runs, 
         saved_entries(clip, (0.8,), (runs.trained[0], runs.trained[0]))
 
 
-def test_a_calibration_without_the_size_bias_is_a_method_of_its_own(runs, clip, tmp_path) -> None:  # noqa: F811
+def test_what_was_trained_otherwise_is_a_method_of_its_own(runs, clip, tmp_path) -> None:  # noqa: F811
     record = json.loads((runs.trained[2] / "training.json").read_text())["calibration"]
     kept = {name: record[name] for name in ("held_out", "batch_size", "num_steps", "save_every", "split")}
-    plain = CalibrateConfig(
-        pruned=runs.trained[0], data="folder", data_root=runs.data_root, size_bias=False, out=tmp_path, **kept
-    )
-    calibrate(plain, clip)
-    names = [entry.method for entry in saved_entries(clip, (0.8,), (runs.trained[2], tmp_path))]
-    assert names == ["linear scorer", "linear scorer, no size bias"]
+    kept |= dict(data="folder", data_root=runs.data_root)
+    plain = CalibrateConfig(pruned=runs.trained[0], size_bias=False, out=tmp_path / "plain", **kept)
+    corrected = CalibrateConfig(pruned=runs.trained[0], lora_rank=2, out=tmp_path / "corrected", **kept)
+    for config in (plain, corrected):
+        calibrate(config, clip)
+    one = TrainConfig(model=runs.model, scorer="linear", keep_range=(0.5, 0.5), macs=0.8, out=tmp_path / "one", **kept)
+    train(one, clip)
+    folders = (runs.trained[2], plain.out, corrected.out, one.out)
+    names = [entry.method.removeprefix("linear scorer") for entry in saved_entries(clip, (0.8,), folders)]
+    assert names == ["", ", no size bias", ", rank 2", ", for one keep rate"]
 
 
 def test_towers_of_other_weights_and_unknown_names_are_refused(runs, tmp_path) -> None:
