@@ -13,9 +13,10 @@ from patchrank.pretrain.draws import generator
 
 
 class LowRank(nn.Module):
-    """weight (O, I) -> weight + up (O, R) @ down (R, I); at first the weight itself, since `up` is zero.
+    """weight (O, I) -> weight + up (O, R) @ down (R, I) / sqrt(R); at first the weight itself, since `up` is zero.
 
-    Source: LoRA (Hu et al. 2022, section 4.1), without its scale alpha / R and with down of variance 1 / I.
+    Source: LoRA (Hu et al. 2022, section 4.1), scaled as in rsLoRA (Kalajdzievski 2023, equation 3) with alpha = 1, so
+    that one learning rate serves all ranks; down starts with variance 1 / I.
     """
 
     def __init__(self, weight_OI: Tensor, rank: int, start: torch.Generator) -> None:
@@ -27,7 +28,7 @@ class LowRank(nn.Module):
 
     def forward(self, weight_OI: Tensor) -> Tensor:
         """The corrected weight."""
-        return weight_OI + self.up_OR @ self.down_RI
+        return weight_OI + self.up_OR @ self.down_RI / len(self.down_RI) ** 0.5
 
 
 def attach(modules: Iterator[tuple[str, nn.Module]], rank: int, seed: int = 0) -> dict[str, nn.Parameter]:
