@@ -1,6 +1,8 @@
 """`python -m predictors.calibrate`: what stands behind the cut, re-fitted to pruned tokens in its small parameters."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,19 +65,7 @@ def calibrate(
     if not config.size_bias:
         pruned = with_spec(pruned, replace(pruned.spec, size_bias=False))
     images = load_images(config, clip, pruned.spec.cuts[0][0], quiet=quiet, world=world)
-    refitted, small = calibratable(pruned, config.parts, config.lora_rank, config.seed)
-    course = Course(
-        num_steps=config.num_steps,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        save_every=config.save_every,
-        patience=config.patience,
-    )
-    settings = config.settings() | {"weights_hash": clip.weights_hash, "spec": pruned.spec.to_dict()}
-    task = make_task(config, refitted, small, images, world)
-    found = fit(task, course, config.out, settings, quiet=quiet, tensorboard=config.tensorboard, world=world)
-    refitted.eval().requires_grad_(False)
-    lora.absorb(refitted.tower)
+    refitted, found = refit(config, clip.weights_hash, pruned, images, config.out, quiet=quiet, world=world)
     with torch.no_grad():
         if config.readout:
             refitted, found["readout_strength"] = best_readout(config, refitted, images)
@@ -94,6 +84,36 @@ def calibrate(
             print(said(report["confidence"]))
         print(f"the pruned tower is in {config.out}; load it with predictors.load_pruned")
     return refitted
+
+
+def refit(
+    config: CalibrateConfig,
+    weights_hash: str,
+    pruned: PrunedTower,
+    images: Images,
+    folder: Path,
+    *,
+    quiet: bool = True,
+    world: World = ALONE,
+) -> tuple[PrunedTower, dict[str, Any]]:
+    """The same walk with its small parameters re-fitted, in eval mode, and what `fit` says; its state is in `folder`.
+
+    Args: weights_hash names the tower's weights before; images, tokens that enter the block of the first cut.
+    """
+    refitted, small = calibratable(pruned, config.parts, config.lora_rank, config.seed)
+    course = Course(
+        num_steps=config.num_steps,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        save_every=config.save_every,
+        patience=config.patience,
+    )
+    settings = config.settings() | {"weights_hash": weights_hash, "spec": pruned.spec.to_dict()}
+    task = make_task(config, refitted, small, images, world)
+    found = fit(task, course, folder, settings, quiet=quiet, tensorboard=config.tensorboard, world=world)
+    refitted.eval().requires_grad_(False)
+    lora.absorb(refitted.tower)
+    return refitted, found
 
 
 def best_readout(config: CalibrateConfig, pruned: PrunedTower, images: Images) -> tuple[PrunedTower, float | None]:

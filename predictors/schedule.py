@@ -2,94 +2,38 @@
 
 It times every stage of the tower, enumerates small families of schedules, each brought to the budget, and takes the
 one that keeps the feature best on a few train images; no labels. Patches are selected as `patchrank.apply` does when it
-is told no scorer. The presets stand in the same table.
+is told no scorer. The presets stand in the same table. With `--refit` the best of them are calibrated for some steps,
+and what is best then is taken.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from patchrank import cli
 from patchrank.atomic import write_json, write_text
-from patchrank.data import CATALOG, load_dataset
+from patchrank.data import load_dataset
 from patchrank.errors import UserError
 from patchrank.loading import LoadedClip, load_clip
 from patchrank.macs import dense_macs
-from patchrank.presets import DEFAULT_MACS, Cost, check_macs, low_latency, spec_for_macs
+from patchrank.presets import DEFAULT_MACS, Cost, low_latency, spec_for_macs
 from patchrank.provenance import command, machine, versions
 from patchrank.pruned import Scorer
 from patchrank.salient import SALIENT, Salient, default_scorer
 from patchrank.scorers import SCORERS
 from patchrank.search.plan import threads
-from patchrank.spec import RESTS, PruneSpec
+from patchrank.spec import PruneSpec
 from patchrank.tower import TowerConfig
 from predictors import schedule_search as families
 from predictors.cache import Tokens, encode, part, split_items
+from predictors.schedule_config import ScheduleConfig, check
 from predictors.schedule_costs import MacCosts, StageCosts, total
+from predictors.schedule_refit import calibration, finalists, refitted_cosines
 from predictors.schedule_report import advice, as_csv, make_rows, markdown
 from predictors.schedule_times import TimeCosts, measure
 
 SEARCHED = "searched"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """Find cuts and counts for a budget: time every stage, try small families of schedules, keep the best feature."""
-
-    model: str = "embedded"
-    """Open_clip name, timm name, folder, file, or "embedded": the small model in the package."""
-    pretrained: str = ""
-    """Open_clip tag or checkpoint file of --model."""
-    data: str = "digits"
-    """Data set of the images that decide; labels are not read."""
-    data_root: Path | None = None
-    """Folder that holds the data sets; without it $PATCHRANK_ASSETS/data."""
-    split: str = "train"
-    """Split of these images ("all" for a flat folder)."""
-    macs: float | None = None
-    """Budget: share of the dense image tower's MACs. Default 0.7."""
-    ms: float | None = None
-    """Instead of --macs: milliseconds per image on this machine, at --batch-size."""
-    rest: str = "fold"
-    """What becomes of the patches that are not kept: "fold" or "drop"."""
-    num_images: int = 128
-    """Images that decide; with few of them chance does."""
-    held_out: int = 48
-    """Other images, on which the table's cosines are taken."""
-    num_moves: int = 24
-    """Single moves tried on the best schedule; 0: none."""
-    batch_size: int = 16
-    """Images per call when timing."""
-    rounds: int = 9
-    """Timings of each stage; the fastest counts."""
-    seed: int = 0
-    """Seed of the moves."""
-    threads: int | None = None
-    """CPU threads; without it torch's default."""
-    device: str = "cpu"
-    """Where to compute: cpu or cuda."""
-    out: Path = Path("out/schedule")
-    """Folder of schedule.json, schedule.csv and schedule.md."""
-
-
-def check(config: ScheduleConfig) -> None:
-    """Check all that needs neither model nor data. Raises: UserError."""
-    if config.data not in CATALOG:
-        raise UserError(f"--data {config.data}: unknown; choose one of {', '.join(CATALOG)}")
-    if config.rest not in RESTS:
-        raise UserError(f"--rest {config.rest}: unknown; choose one of {', '.join(RESTS)}")
-    if config.macs is not None and config.ms is not None:
-        raise UserError(f"--macs {config.macs:g} --ms {config.ms:g}: exactly one of them is the budget; drop one")
-    if config.macs is not None:
-        check_macs(config.macs)
-    if config.ms is not None and not config.ms > 0:
-        raise UserError(f"--ms {config.ms:g}: must be positive")
-    for name in ("num_images", "held_out", "batch_size", "rounds"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be 1 or more")
-    if config.num_moves < 0:
-        raise UserError(f"--num-moves {config.num_moves}: must be 0 or more")
 
 
 def main(config: ScheduleConfig) -> None:
@@ -114,8 +58,14 @@ def find(config: ScheduleConfig, clip: LoadedClip, *, quiet: bool = True) -> dic
     share = _share(config, times, tower_config)
     deciding, held_out = _images(config, clip, quiet)
     judges = families.cosine_judge(tower, deciding, scorer), families.cosine_judge(tower, held_out, scorer)
-    specs = _search(config, tower_config, manner, share, costs, cost, judges[0], quiet)
-    rows = make_rows(tower, specs, scorer, times, judges, config.rounds)
+    values = _search(config, tower_config, manner, share, costs, cost, judges[0], quiet)
+    specs = _presets(tower_config, share, manner, cost) | {name: values[name][1] for name in _family_bests(values)}
+    refitted: dict[str, float] = {}
+    if config.refit:
+        specs, refitted = _refit(config, clip, specs, finalists(values, config.finalists), scorer, quiet)
+    else:
+        specs[SEARCHED] = values[SEARCHED][1]
+    rows = make_rows(tower, specs, scorer, times, judges, config.rounds, refitted)
     table = markdown(rows, config.batch_size)
     report = {
         "command": command("predictors.schedule"),
@@ -172,15 +122,17 @@ def _search(
     cost: Cost,
     judge: families.Judge,
     quiet: bool,
-) -> dict[str, PruneSpec]:
-    """The presets, the best of every family, and the best of all after the moves. Raises: UserError if none fits."""
-    candidates = {
-        "one cut": families.one_cuts(tower_config, share, manner, cost),
-        "equal ratios": families.spans(tower_config, share, manner, cost),
-    }
-    if not any(candidates.values()):
+) -> dict[str, tuple[float, PruneSpec]]:
+    """{name: (cosine, spec)} of all schedules tried, and SEARCHED, the best of all after the moves.
+
+    Raises: UserError if none fits the budget.
+    """
+    candidates = families.one_cuts(tower_config, share, manner, cost) | families.spans(
+        tower_config, share, manner, cost
+    )
+    if not candidates:
         raise UserError(f"the budget, {share:.2f} of the dense cost, is below what any schedule reaches; raise it")
-    num = sum(map(len, candidates.values())) + tower_config.num_layers * len(families.TABLE_KEEPS)
+    num = len(candidates) + tower_config.num_layers * len(families.TABLE_KEEPS)
     with tqdm(total=num + config.num_moves, unit=" schedules", desc="search", disable=quiet) as bar:
 
         def counted(spec: PruneSpec) -> float:
@@ -188,19 +140,46 @@ def _search(
             return judge(spec)
 
         table = families.damage_table(tower_config, manner, counted)
-        candidates["programme"] = families.programmes(tower_config, share, manner, table, costs, cost)
-        best: dict[str, tuple[float, PruneSpec]] = {}
-        for specs in candidates.values():
-            values = {name: (counted(spec), spec) for name, spec in specs.items()}
-            if values:
-                name = max(values, key=lambda name: values[name][0])
-                best[name] = values[name]
-        _, winner = max(best.values(), key=lambda found: found[0])
+        candidates |= families.programmes(tower_config, share, manner, table, costs, cost)
+        values = {name: (counted(spec), spec) for name, spec in candidates.items()}
+        value, winner = max(values.values(), key=lambda found: found[0])
         if winner.where == "inside":
             winner = families.improve(
                 winner, share, tower_config, cost, counted, num_moves=config.num_moves, seed=config.seed
             )
-    return _presets(tower_config, share, manner, cost) | {n: spec for n, (_, spec) in best.items()} | {SEARCHED: winner}
+            value = judge(winner)
+    return values | {SEARCHED: (value, winner)}
+
+
+def _family_bests(values: dict[str, tuple[float, PruneSpec]]) -> list[str]:
+    """Name of the best schedule of each family."""
+    best = (
+        max((name for name in values if name.startswith(family)), key=lambda name: values[name][0], default=None)
+        for family in families.FAMILIES
+    )
+    return [name for name in best if name is not None]
+
+
+def _refit(
+    config: ScheduleConfig,
+    clip: LoadedClip,
+    specs: dict[str, PruneSpec],
+    chosen: dict[str, PruneSpec],
+    scorer: Scorer,
+    quiet: bool,
+) -> tuple[dict[str, PruneSpec], dict[str, float]]:
+    """All specs, SEARCHED the best after calibration on the images that decide; cosines on the others by name."""
+    common = {name: getattr(config, name) for name in
+              ("data", "data_root", "split", "batch_size", "seed", "device", "threads")}  # fmt: skip
+    told = calibration(
+        config.out / "refit", common, config.refit_images, config.held_out + config.num_images, config.refit
+    )
+    chosen = {("moved" if name == SEARCHED else name): spec for name, spec in chosen.items()}
+    cosine_n = refitted_cosines(clip, chosen, scorer, told, quiet=quiet)
+    # `split_items` holds the same images out, first those of the table's cosines, then those that decide.
+    best = max(cosine_n, key=lambda name: cosine_n[name][config.held_out :].mean().item())
+    found = {name: value_n[: config.held_out].mean().item() for name, value_n in cosine_n.items()}
+    return specs | chosen | {SEARCHED: chosen[best]}, found | {SEARCHED: found[best]}
 
 
 def _presets(tower_config: TowerConfig, share: float, manner: PruneSpec, cost: Cost) -> dict[str, PruneSpec]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -32,6 +33,8 @@ class Row:
     """Per image, the whole tower, all rows of this table in turns."""
     cosine_deciding: float
     cosine_held_out: float
+    cosine_refitted: float | None
+    """Held-out images, after the calibration of --refit; None where there was none."""
 
 
 @torch.inference_mode()
@@ -42,10 +45,12 @@ def make_rows(
     times: TimeCosts,
     judges: tuple[Judge, Judge],
     rounds: int,
+    refitted: Mapping[str, float],
 ) -> list[Row]:
     """The table, the dense tower first; all towers are timed in turns.
 
-    Args: specs by name; scorer asked at every cut; judges on the images that decide, and on others.
+    Args: specs by name; scorer asked at every cut; judges on the images that decide, and on others;
+    refitted, cosines after a calibration by name.
     """
     tower_config, device = tower.config, tower.position.device
     specs = {DENSE: PruneSpec(cuts=())} | specs
@@ -66,6 +71,7 @@ def make_rows(
                 ms_measured=measured[name] / times.batch_size,
                 cosine_deciding=cosine[0],
                 cosine_held_out=cosine[1],
+                cosine_refitted=refitted.get(name),
             )
         )
     return rows
@@ -87,15 +93,17 @@ def advice(rows: list[Row]) -> str:
 
 
 def markdown(rows: list[Row], batch_size: int) -> str:
-    """The table for people."""
-    head = f"| schedule | cuts | MACs % | ms predicted | ms measured | cosine |\n{'|---' * 6}|"
-    lines = [
-        f"| {row.name} | {row.where} {row.cuts} | {100 * row.macs_share:.1f} | {row.ms_predicted:.3g} "
-        f"| {row.ms_measured:.3g} | {row.cosine_held_out:.4f} |"
-        for row in rows
-    ]
+    """The table for people; its last column stands only where schedules were calibrated."""
+    columns = ["schedule", "cuts", "MACs %", "ms predicted", "ms measured", "cosine"]
+    any_refitted = any(row.cosine_refitted is not None for row in rows)
+    lines = [columns + ["calibrated"] * any_refitted, ["---"] * (len(columns) + any_refitted)]
+    for row in rows:
+        cells = [row.name, f"{row.where} {row.cuts}", f"{100 * row.macs_share:.1f}", f"{row.ms_predicted:.3g}",
+                 f"{row.ms_measured:.3g}", f"{row.cosine_held_out:.4f}"]  # fmt: skip
+        after = "" if row.cosine_refitted is None else f"{row.cosine_refitted:.4f}"
+        lines.append(cells + [after] * any_refitted)
     note = f"ms per image at batch {batch_size}, image tower alone; cosine to the unpruned feature, held-out images"
-    return "\n".join([head, *lines, "", note])
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", note])
 
 
 def as_csv(rows: list[Row]) -> str:

@@ -31,6 +31,8 @@ Judge = Callable[[PruneSpec], float]
 """Spec -> mean feature cosine on the images that decide."""
 TABLE_KEEPS = (0.85, 0.7, 0.55, 0.4, 0.25, 0.12)
 """Ratios at which the damage of single cuts is measured."""
+FAMILIES = ("one cut", "equal ratios", "programme")
+"""How the names of the schedules of each family begin."""
 _GRID = 28
 _LEAST = 0.1
 

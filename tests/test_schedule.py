@@ -26,8 +26,10 @@ from patchrank.spec import PruneSpec
 from patchrank.text import TextConfig, TextTower
 from patchrank.tower import TowerConfig
 from predictors import schedule_search as families
-from predictors.schedule import SEARCHED, ScheduleConfig, check, find, main, selection
+from predictors.schedule import SEARCHED, find, main, selection
+from predictors.schedule_config import ScheduleConfig, check
 from predictors.schedule_costs import MacCosts, total
+from predictors.schedule_refit import finalists
 from predictors.schedule_report import DENSE, Row, advice
 from predictors.schedule_times import TimeCosts, measure, milliseconds
 from predictors.schedules import at_keep, at_power, within
@@ -239,7 +241,40 @@ def test_a_run_leaves_the_schedule_and_its_table(config: ScheduleConfig, capsys)
     table = list(csv.DictReader((config.out / "schedule.csv").open()))
     assert [row["name"] for row in table] == list(rows)
     printed = capsys.readouterr().out
+    assert all(row["cosine_refitted"] is None for row in rows.values()) and "calibrated" not in printed
     assert "| dense |" in printed and report["advice"] in (config.out / "schedule.md").read_text()
+
+
+def values_of(**cosines: float) -> dict[str, tuple[float, PruneSpec]]:
+    """{name: (cosine, spec)}; a name ends with its first block."""
+    return {name: (value, replace(MANNER, cuts=((int(name[-1]), 0.5),))) for name, value in cosines.items()}
+
+
+def test_finalists_begin_in_different_blocks() -> None:
+    values = values_of(a1=0.7, b1=0.8, a2=0.9, a3=0.5, b3=0.6)
+    assert list(finalists(values, 2)) == ["b1", "a2"] and list(finalists(values, 9)) == ["b1", "a2", "b3"]
+    assert finalists(values, 1)["a2"] == values["a2"][1]
+
+
+def test_a_short_calibration_decides_where_it_is_asked_for(config: ScheduleConfig, tmp_path: Path) -> None:
+    clip = load_clip(config.model)
+    again = replace(config, data_root=tmp_path / "pictures", out=tmp_path / "out", num_images=12, held_out=4,
+                    refit=20, refit_images=24, finalists=3, batch_size=8)  # fmt: skip
+    again.data_root.mkdir()
+    rng = np.random.default_rng(1)
+    for number in range(40):
+        coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        coarse.resize((32, 32), Image.Resampling.BICUBIC).save(again.data_root / f"{number:02d}.png")
+    report = find(again, clip)
+    rows = {row["name"]: row for row in report["rows"]}
+    tried = {name: row for name, row in rows.items() if row["cosine_refitted"] is not None and name != SEARCHED}
+    assert len(tried) == 3 and len({row["cuts"].split(":")[0] for row in tried.values()}) == 3
+    assert sum(row["cosine_refitted"] > row["cosine_held_out"] for row in tried.values()) >= 2
+    (same,) = {row["cuts"] for row in tried.values() if row["cosine_refitted"] == rows[SEARCHED]["cosine_refitted"]}
+    assert rows[SEARCHED]["cuts"] == same and "| calibrated |" in report["table"]
+    logs = {folder.name for folder in (again.out / "refit").iterdir()}
+    assert logs == {name.replace(" ", "-") for name in tried}
+    assert find(again, clip)["spec"] == report["spec"], "states are read, nothing is trained again"
 
 
 def test_milliseconds_are_a_budget_too(config: ScheduleConfig, tmp_path: Path, monkeypatch) -> None:
@@ -254,7 +289,7 @@ def test_milliseconds_are_a_budget_too(config: ScheduleConfig, tmp_path: Path, m
 
 
 def test_advice_says_when_pruning_does_not_pay(config: ScheduleConfig) -> None:
-    shared = dict(macs_share=0.7, ms_predicted=1.0, cosine_deciding=1.0, cosine_held_out=1.0)
+    shared = dict(macs_share=0.7, ms_predicted=1.0, cosine_deciding=1.0, cosine_held_out=1.0, cosine_refitted=None)
     dense = Row(name=DENSE, cuts="", where="", ms_measured=2.0, **shared)
     slow = Row(name=SEARCHED, cuts="1:8", where="inside", ms_measured=2.5, **shared)
     assert "saves no time here" in advice([dense, slow])
@@ -271,6 +306,8 @@ def test_advice_says_when_pruning_does_not_pay(config: ScheduleConfig) -> None:
         (dict(ms=-1.0), "--ms -1: must be positive"),
         (dict(num_images=0), "--num-images 0: must be 1 or more"),
         (dict(num_moves=-1), "--num-moves -1: must be 0 or more"),
+        (dict(refit=-1), "--refit -1: must be 0 or more"),
+        (dict(finalists=0), "--finalists 0: must be 1 or more"),
     ],
 )
 def test_bad_flags_are_one_line(config: ScheduleConfig, changes: dict, message: str) -> None:
