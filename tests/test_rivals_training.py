@@ -156,6 +156,13 @@ def test_a_shallow_tower_learns_and_goes_on_where_it_stopped(config: RivalTrainC
         train(replace(config, lr=1e-3), clip)
 
 
+def test_several_processes_are_refused_before_each_does_all_the_work(config: RivalTrainConfig, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="WORLD_SIZE=2: this command is one process; start it without torchrun"):
+        main(replace(config, method="dtem"))
+    assert not config.out.exists()
+
+
 @pytest.mark.parametrize("name", ["mlerp-2-10", "evit", "drop-checkerboard"])
 def test_calibration_changes_small_parameters_of_a_copy(name: str, config: RivalTrainConfig) -> None:
     clip = load_clip(config.model)

@@ -23,7 +23,7 @@ from patchrank.loading import LoadedClip, load_clip
 from patchrank.macs import dense_macs
 from patchrank.pretrain.draws import generator, sampler
 from patchrank.provenance import command, machine, versions
-from patchrank.search.plan import threads
+from patchrank.search.plan import place, threads
 from patchrank.tower import VisionTower
 from predictors.cache import Tokens, first
 from predictors.config import Common, check_common
@@ -92,6 +92,8 @@ def check(config: RivalTrainConfig) -> None:
 def main(config: RivalTrainConfig) -> None:
     """Train as `config` says, or go on with what is in --out; print where the result is and how good it is."""
     check(config)
+    if (num_processes := place()[1]) > 1:
+        raise UserError(f"WORLD_SIZE={num_processes}: this command is one process; start it without torchrun")
     with threads(config.threads):
         clip = load_clip(config.model, config.pretrained, config.device)
         report = train(config, clip, quiet=False)
