@@ -13,7 +13,7 @@ from torch import nn
 from eval.rivals import OURS, RIVALS, build
 from patchrank.errors import UserError
 from patchrank.loading import LoadedClip
-from patchrank.macs import dense_macs, pruned_macs
+from patchrank.macs import dense_macs, patches_at_cuts, pruned_macs
 from patchrank.presets import spec_for_macs
 from patchrank.pruned import PrunedTower
 from patchrank.salient import SALIENT, Salient, salient_cost
@@ -114,7 +114,7 @@ def _free(name: str, tower: VisionTower, macs: float, rest: str) -> tuple[Pruned
 
 def _with_class_attention(config: TowerConfig, spec: PruneSpec) -> int:
     """`patchrank.scorers.class_attention` at every cut: one query, all keys, one row of the attention."""
-    counts = [config.num_patches, *(K for _, K in spec.counts(config.num_patches))][:-1]
+    counts = patches_at_cuts(config, spec)
     rows = sum(config.width * (config.width * (1 + n) + n) for n in (config.num_prefix + K for K in counts))
     return pruned_macs(config, spec) + (rows if spec.cuts else 0)
 

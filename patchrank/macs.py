@@ -57,6 +57,13 @@ def dense_macs(config: TowerConfig, *, class_row_only: bool = True) -> int:
     return embed_macs(config) + config.num_layers * block_macs(config, num_tokens) + head_macs(config, num_tokens)
 
 
+def patches_at_cuts(config: TowerConfig, spec: PruneSpec) -> list[int]:
+    """Patches present at each cut of a walk; a last block that computes only the class row has no cut inside."""
+    last = config.num_layers - 1
+    done = [layer for layer, _ in spec.cuts if spec.where == "before" or config.pool != "class" or layer < last]
+    return [config.num_patches, *(K for _, K in spec.counts(config.num_patches))][: len(done)]
+
+
 def cut_macs(
     config: TowerConfig, spec: PruneSpec, num_tokens: int, num_patches: int, K: int, metric_dim: int | None = None
 ) -> int:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from patchrank.macs import pruned_macs
+from patchrank.macs import patches_at_cuts, pruned_macs
 from patchrank.presets import Cost
 from patchrank.pruned import State
 from patchrank.spec import PruneSpec
@@ -38,10 +38,8 @@ def query_macs(config: TowerConfig, num_patches: int) -> int:
 
 
 def share_macs(config: TowerConfig, spec: PruneSpec) -> int:
-    """MACs of `class_share` at all cuts of a spec; a last block that computes only the class row has no cut inside."""
-    last = config.num_layers - 1
-    asked = [layer for layer, _ in spec.cuts if spec.where == "before" or config.pool != "class" or layer < last]
-    counts = [config.num_patches, *(K for _, K in spec.counts(config.num_patches))][: len(asked)]
+    """MACs of `class_share` at all cuts of a spec."""
+    counts = patches_at_cuts(config, spec)
     queries = sum(query_macs(config, num_patches) for num_patches in counts)
     if spec.where == "inside":
         return queries

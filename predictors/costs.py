@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from patchrank.macs import dense_macs, pruned_macs
+from patchrank.macs import dense_macs, patches_at_cuts, pruned_macs
 from patchrank.presets import Cost
 from patchrank.pruned import PrunedTower, Scorer
 from patchrank.salient import share_macs
@@ -14,9 +14,8 @@ def scorer_macs(scorer: object, config: TowerConfig, spec: PruneSpec) -> int:
     """MACs of all calls of a scorer under `spec`; a scorer that says nothing about its cost counts as free."""
     if not hasattr(scorer, "macs"):
         return 0
-    counts = [config.num_patches, *(K for _, K in spec.counts(config.num_patches))][:-1]
     share = share_macs(config, spec) if getattr(scorer, "power", None) is not None else 0
-    return sum(scorer.macs(num_patches) for num_patches in counts) + share
+    return sum(scorer.macs(num_patches) for num_patches in patches_at_cuts(config, spec)) + share
 
 
 def learned_macs(config: TowerConfig, spec: PruneSpec, scorer: object, added: object = None) -> int:
