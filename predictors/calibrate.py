@@ -101,13 +101,7 @@ def refit(
     Args: weights_hash names the tower's weights before; images, tokens that enter the block of the first cut.
     """
     refitted, small = calibratable(pruned, config.parts, config.lora_rank, config.seed)
-    course = Course(
-        num_steps=config.num_steps,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        save_every=config.save_every,
-        patience=config.patience,
-    )
+    course = Course.of(config)
     settings = config.settings() | {"weights_hash": weights_hash, "spec": pruned.spec.to_dict()}
     task = make_task(config, refitted, small, images, world)
     found = fit(task, course, folder, settings, quiet=quiet, tensorboard=config.tensorboard, world=world)

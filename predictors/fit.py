@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,11 @@ class Course:
     save_every: int = 50
     patience: int = 0
     """Judgements without progress after which training stops; 0: never."""
+
+    @classmethod
+    def of(cls, config: object) -> "Course":
+        """The course that a command's flags of the same names ask for."""
+        return cls(**{one.name: getattr(config, one.name) for one in fields(cls) if hasattr(config, one.name)})
 
 
 class _Kept(nn.Module):

@@ -123,7 +123,7 @@ def tune(config: PromptConfig, clip: LoadedClip, *, quiet: bool = True) -> dict[
         tower=clip.tower,
         classes=classes,
         logit_scale=clip.text.logit_scale,
-        course=Course(num_steps=config.num_steps, lr=config.lr, save_every=config.save_every),
+        course=Course.of(config),
         batch_size=config.batch_size,
     )
     test = in_memory(part(test_set, spread(test_set.images, config.limit)), clip, config)

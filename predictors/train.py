@@ -56,13 +56,7 @@ def train(
     plain = without_training(train_spec(config, clip.tower.config, pruned_macs))
     untrained = PrunedTower(clip.tower, plain, SCORERS["random"](clip.tower.config.grid))
     task = make_task(config, pruned, parts.learned, images, golden_scores(store, images.train), counts, world)
-    course = Course(
-        num_steps=config.num_steps,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        save_every=config.save_every,
-        patience=config.patience,
-    )
+    course = Course.of(config)
     asked = config.settings() | {"weights_hash": clip.weights_hash}
     found = fit(task, course, config.out, asked, quiet=quiet, tensorboard=config.tensorboard, world=world)
     pruned.eval().requires_grad_(False)

@@ -156,13 +156,7 @@ def _fit(
         judge=judgement,
         batch_name=lambda step: ", ".join(tokens.ids[i] for i in batch(step)[:4].tolist()) + ", ...",
     )
-    course = Course(
-        num_steps=config.num_steps,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        save_every=config.save_every,
-        patience=config.patience,
-    )
+    course = Course.of(config)
     before = _cosine(true_features, images.held_out)
     settings = config.settings() | {"weights_hash": clip.weights_hash}
     found = fit(task, course, config.out / run, settings, quiet=quiet, tensorboard=config.tensorboard)
