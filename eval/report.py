@@ -12,6 +12,7 @@ from eval.report_lines import headlines, shown_methods, strongest_rivals
 from eval.report_markdown import markdown_page
 from eval.report_page import html_of
 from eval.report_plots import all_looks, as_png
+from eval.report_retrieval import retrieval_csv
 from eval.report_sheet import kept_png
 from eval.report_tables import csv_of
 from eval.tables import as_csv
@@ -40,6 +41,8 @@ def main(config: ReportConfig) -> None:
     for number, results in enumerate(chosen):
         write_figures(config.out, results, prefix_of(number), config.photos)
     write_text(config.out / "report.csv", join_csv([csv_of(one) for one in chosen]))
+    if any(one.retrieval for one in chosen):
+        write_text(config.out / "retrieval.csv", retrieval_csv(chosen))
     write_text(config.out / "report.md", markdown_page(chosen, [prefix_of(number) for number in range(len(chosen))]))
     write_text(config.out / "report.html", html_of(chosen, config.photos))
     for results in chosen:

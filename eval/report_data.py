@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eval.records import CLASSIFICATION, DENSE, PROBE, Record, read_records, read_sides
+from eval.records import CLASSIFICATION, DENSE, PROBE, RETRIEVAL, Record, read_records, read_sides
 from eval.report_rows import Measured, Panel
 from patchrank.errors import UserError
 
@@ -43,8 +43,9 @@ class Results:
     model: str
     weights_hash: str
     panels: list[Panel]
-    others: list[Record]
-    """Records of other tasks, or at a keep ratio."""
+    retrieval: list[Panel] = field(default_factory=list)
+    others: list[Record] = field(default_factory=list)
+    """Records of further tasks, or at a keep ratio."""
     suite: dict = field(default_factory=dict)
     speed: list[dict] = field(default_factory=list)
     """Throughput files, one per runtime, batch and number of threads."""
@@ -114,14 +115,22 @@ def read_results(folder: Path) -> list[Results]:
 
 def _results(folder: Path, weights_hash: str, records: list[Record], kinds: dict[str, list[dict]]) -> Results:
     own = {kind: [one for one in files if one.get("weights_hash") == weights_hash] for kind, files in kinds.items()}
-    judged = [one for one in records if one.task in _JUDGED and one.keep is None and one.side]
-    panels = panels_of(Measured(one, read_sides(folder, one)) for one in judged)
-    shown = {id(row.record) for one in panels for row in [one.dense, *one.rows.values(), *one.shorter.values()]}
+    panels, retrieval = (
+        panels_of(
+            Measured(one, read_sides(folder, one))
+            for one in records
+            if one.task in tasks and one.keep is None and one.side
+        )
+        for tasks in (_JUDGED, (RETRIEVAL,))
+    )
+    both = [*panels, *retrieval]
+    shown = {id(row.record) for one in both for row in [one.dense, *one.rows.values(), *one.shorter.values()]}
     return Results(
         model=records[0].model,
         weights_hash=weights_hash,
         panels=panels,
-        others=[one for one in records if id(one) not in shown and not _repeats(one, panels)],
+        retrieval=retrieval,
+        others=[one for one in records if id(one) not in shown and not _repeats(one, both)],
         suite=(own.get(SUITE) or [{}])[0],
         speed=own.get(THROUGHPUT, []),
         pictures=(own.get(PICTURES) or [{}])[0],

@@ -8,6 +8,7 @@ from eval.report_figures import figures_of
 from eval.report_lines import headlines
 from eval.report_page import KEPT_TEXT, TITLE
 from eval.report_reported import our_lines, reported_lines
+from eval.report_retrieval import RETRIEVAL_TEXT, retrieval_head, retrieval_lines, title_of_panel
 from eval.report_summary import CARDS_NOTE, absences_of, method_of, sets_of
 from eval.report_tables import markdown_of
 from eval.tables import as_markdown
@@ -30,6 +31,11 @@ def _part(results: Results, prefix: str) -> list[str]:
     parts += ["### All numbers", TABLE_TEXT]
     for macs in results.budgets:
         parts += [f"**{100 * macs:g} % of the MACs**", markdown_of(results, macs)]
+    for panel in results.retrieval:
+        parts += [f"### Retrieval: {title_of_panel(panel)}", RETRIEVAL_TEXT]
+        for macs in panel.budgets:
+            table = as_markdown(retrieval_head(panel), retrieval_lines(panel, macs))
+            parts += [f"**{100 * macs:g} % of the MACs**", table]
     absences = absences_of(results)
     parts += ["Rows that are not there:\n\n" + _list(absences)] if absences else []
     if results.pictures.get("sheets"):

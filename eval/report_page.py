@@ -22,6 +22,7 @@ from eval.report_kept import sheets_of
 from eval.report_lines import shown_methods, strongest_rivals
 from eval.report_plots import all_looks, as_svg, drawn, legend_svg, tidy_svg
 from eval.report_reported import finding_texts, our_lines, reported_lines
+from eval.report_retrieval import RETRIEVAL_TEXT, retrieval_head, retrieval_lines, title_of_panel
 from eval.report_summary import CARDS_NOTE, absences_of, card_of, facts_of, method_of, sets_of, summary_of
 
 TITLE = "Accuracy versus throughput"
@@ -50,7 +51,11 @@ def part_of(results: Results, slug: str, with_photos: bool) -> dict:
     sheets = sheets_of(results.pictures, with_photos)
     lines = our_lines(results) + reported_lines()
     anchors = [("summary", "In short"), ("sets", "Data sets"), *((one.name, _short(one.title)) for one in figures)]
-    anchors += [("tables", "All numbers"), *([("kept", "What is kept")] if sheets else [])]
+    anchors += [
+        ("tables", "All numbers"),
+        *([("retrieval", "Retrieval")] if results.retrieval else []),
+        *([("kept", "What is kept")] if sheets else []),
+    ]
     return {
         "slug": slug,
         "subtitle": f"{results.model}, an image tower that looks at fewer patches: {len(results.methods)} "
@@ -76,6 +81,16 @@ def part_of(results: Results, slug: str, with_photos: bool) -> dict:
         ],
         "table_text": TABLE_TEXT,
         "tables": [table_of(results, macs) for macs in results.budgets],
+        "retrieval_text": RETRIEVAL_TEXT,
+        "retrieval": [
+            {
+                "title": f"{title_of_panel(panel)}: {100 * macs:g} % of the MACs",
+                "head": retrieval_head(panel),
+                "rows": retrieval_lines(panel, macs),
+            }
+            for panel in results.retrieval
+            for macs in panel.budgets
+        ],
         "absences": absences_of(results),
         "sheets": sheets,
         "kept_text": KEPT_TEXT if with_photos else f"{KEPT_TEXT} {NO_PHOTOS}",

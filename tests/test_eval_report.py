@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from eval import report
-from eval.records import CLASSIFICATION, DENSE, PROBE, Record, text_sha256, write_record
+from eval.records import CLASSIFICATION, DENSE, PROBE, RETRIEVAL, Record, text_sha256, write_record
 from eval.report import ReportConfig
 from eval.report_data import SEVEN, panels_of, read_results, title_of
 from eval.report_figures import MEAN_TITLE, figures_of
@@ -24,9 +24,11 @@ from eval.report_kept import faded, sheets_of
 from eval.report_lines import best_rival, headlines, lines_of
 from eval.report_plots import PanelData, Point, drawn, loss_panel, lowest_shown, tidy_svg
 from eval.report_reported import our_lines, reported_lines
+from eval.report_retrieval import WAYS, retrieval_head, retrieval_lines, title_of_panel
 from eval.report_rows import Difference, front, interpolated
 from eval.report_sheet import image_of, pruned_picture
 from eval.report_style import BACKDROP, looks_of
+from eval.retrieval import IMAGE
 from patchrank.errors import UserError
 
 NUM = 40
@@ -58,6 +60,21 @@ def write(folder: Path, dataset: str, method: str, macs: float, hit_I: np.ndarra
     rng = np.random.default_rng(round(1000 * cosine))
     sides = {"ids": np.array(ids), "correct": hit_I, "cosine": cosine + rng.normal(0, 1e-3, len(ids))}
     write_record(folder, record, sides)
+
+
+def write_retrieval(folder: Path, method: str, macs: float, found_I: np.ndarray, share: float | None = None) -> None:
+    """Retrieval both ways, with the same images found at every k; at k=10 all of them."""
+    ids = [f"pairs/{number}" for number in range(len(found_I))]
+    names = {way.format(k): found_I if k < 10 else np.ones_like(found_I) for way in WAYS for k in (1, 5, 10)}
+    record = Record(
+        dataset="pairs", model="tiny", pretrained="", task=RETRIEVAL, method=method, macs=macs,
+        image_macs=round((macs if share is None else share) * 1_000_000), dense_macs=1_000_000, protocol="captions",
+        split="test", split_source="captions.json", split_sha256="0" * 64, num_images=len(ids),
+        images_sha256=text_sha256(ids), weights_hash="f" * 64, settings={"recall": [1, 5, 10]},
+        metrics={name: float(value.mean()) for name, value in names.items()} | {"cosine": 0.9},
+        main_metric=IMAGE.format(5),
+    )  # fmt: skip
+    write_record(folder, record, {"ids": np.array(ids), "cosine": np.full(len(ids), 0.9), **names})
 
 
 def speed_file() -> dict:
@@ -137,6 +154,47 @@ def test_rows_of_another_probe_are_not_mixed_in(results) -> None:
     other = replace(panel.rows["tome", 0.7].record, settings={"C": 3.0})
     (found,) = panels_of([one if one.key != ("tome", 0.7) else replace(one, record=other) for one in rows])
     assert panel.rows.keys() - found.rows.keys() == {("tome", 0.7)}
+
+
+@pytest.fixture(scope="module")
+def pairs(folder: Path, tmp_path_factory) -> Path:
+    """The same results with retrieval: unpruned finds 32 of 40 images, ours 28, tome 12, a smaller image 30."""
+    copy = tmp_path_factory.mktemp("pairs") / "results"
+    shutil.copytree(folder, copy)
+    for method, macs, wrong, share in (
+        (DENSE, 1.0, 8, None), ("ours", 0.7, 12, None), ("tome", 0.7, 28, None), ("low-resolution", 0.7, 10, 0.8)
+    ):  # fmt: skip
+        write_retrieval(copy, method, macs, hits(wrong), share)
+    return copy
+
+
+def test_retrieval_is_held_against_the_unpruned_tower_and_ours(pairs: Path, results) -> None:
+    (found,) = read_results(pairs)
+    (panel,) = found.retrieval
+    assert found.methods == results.methods and len(found.others) == len(results.others), "no row stands twice"
+    assert title_of_panel(panel) == "pairs, 40 test images"
+    head, lines = retrieval_head(panel), retrieval_lines(panel, 0.7)
+    cells = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
+    assert list(cells) == ["unpruned", "low-resolution", "ours", "tome"]
+    assert cells["ours"]["text to image @ 1 / 5 / 10, %"] == "70.0 / 70.0 / 100.0"
+    assert cells["ours"]["@5 to unpruned"].startswith("−10.0 [") and cells["ours"]["@5 to unpruned"].endswith("▼")
+    assert cells["tome"]["@5 to ours"].startswith("−40.0 [") and cells["ours"]["@5 to ours"] == ""
+    assert cells["low-resolution"]["MACs %"] == "80.0 !" and cells["low-resolution"]["@5 to ours"] == ""
+    assert cells["unpruned"]["@5 to unpruned"] == "" and cells["unpruned"]["MACs %"] == "100.0"
+
+
+def test_retrieval_stands_in_all_that_is_written(pairs: Path, made: Path, tmp_path: Path) -> None:
+    report.main(ReportConfig(results=pairs, out=tmp_path))
+    rows = list(csv.DictReader((tmp_path / "retrieval.csv").open()))
+    assert len(rows) == 3 * 6
+    (row,) = [one for one in rows if (one["method"], one["metric"]) == ("tome", "text_retrieval_recall@5")]
+    assert float(row["value"]) == pytest.approx(0.3) and float(row["minus_ours"]) == pytest.approx(-0.4)
+    assert float(row["minus_dense_high"]) < 0 and row["verdict_to_ours"] == "worse"
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert "pairs, 40 test images" in text and "−40.0 [" in text
+        assert "Retrieval" not in (made / name).read_text(), "nothing where there is none"
+    assert not (made / "retrieval.csv").exists()
 
 
 def test_an_interval_that_touches_zero_is_a_tie() -> None:
