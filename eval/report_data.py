@@ -31,6 +31,9 @@ TITLES = {
     "tiny-imagenet": "Tiny-ImageNet",
     "imagenet": "ImageNet",
     "digits": "Digits",
+    "flickr8k": "Flickr8k",
+    "flickr30k": "Flickr30k",
+    "coco": "COCO",
 }
 SEVEN = tuple(TITLES)[:7]
 """The data sets of the papers, by their rows in the catalog."""

@@ -49,7 +49,7 @@ def main(config: SuiteConfig) -> None:
             for runtime in config.runtimes:
                 write_speed(config, bench, runtime)
         with watch("pictures"):
-            write_pictures(config, bench, present)
+            write_pictures(config, bench, [one for one in present if one.dataset.class_names])
         if len(slow.methods) > 1:
             asked = _bench_config(config, config.num_oracle)
             small = replace(asked, batch_size=min(asked.batch_size, _SEARCHED))
@@ -90,7 +90,7 @@ def _measure(config: SuiteConfig, bench: Bench, present: Sequence[Present]) -> N
         dense = found[0]
         print(
             f"{one.dataset.name}: {len(found)} rows, {dense.protocol}, {dense.num_images} images, "
-            f"unpruned top-1 {100 * dense.metrics['acc1']:.1f} %",
+            f"unpruned {'top-1' if dense.main_metric == 'acc1' else dense.main_metric} {100 * dense.main:.1f} %",
             flush=True,
         )
 

@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 
-from eval import probe, zero_shot
+from eval import probe, retrieval, zero_shot
 from eval.measuring import Bench, MeasureConfig
 from eval.protocols import PROTOCOLS
 from eval.records import Record
@@ -31,11 +31,17 @@ def protocol_for(asked: str, num_head: int | None, has_text: bool, num_classes: 
 
 
 def measure_set(config: SuiteConfig, bench: Bench, present: Present) -> list[Record]:
-    """Records of all methods of the bench, dense first; those that `--out` holds are read, not measured."""
+    """Records of all methods of the bench, dense first; those that `--out` holds are read, not measured.
+
+    A data set without classes is judged by retrieval, by the captions of its images.
+    """
     clip, dataset = bench.clip, present.dataset
+    shared = {one.name: getattr(bench.config, one.name) for one in fields(MeasureConfig)}
+    if not dataset.class_names:
+        told = retrieval.RetrievalConfig(**shared, data=dataset.name, out=config.out)
+        return retrieval.measure(told, bench, dataset.name)
     num_head = None if clip.class_head is None else len(clip.class_head[0])
     protocol = protocol_for(config.protocol, num_head, clip.text is not None, len(dataset.class_names))
-    shared = {one.name: getattr(bench.config, one.name) for one in fields(MeasureConfig)}
     if protocol == PROBE:
         fit = probe.ProbeConfig(**shared, data=dataset.name, fit_limit=config.fit_limit, out=config.out)
         return probe.measure(fit, bench, dataset.name)

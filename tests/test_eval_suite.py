@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tower
+from PIL import Image
 
 from eval import suite, suite_speed
-from eval.records import DENSE, read_records, read_sides
-from eval.report_data import SEVEN
+from eval.records import DENSE, RETRIEVAL, read_records, read_sides
+from eval.report_data import SEVEN, read_results
+from eval.report_markdown import markdown_page
+from eval.report_retrieval import title_of_panel
 from eval.report_rows import Measured
 from eval.rival_files import parse_files
 from eval.rivals import FILES, OURS, build
@@ -133,6 +136,31 @@ def _row(method) -> SpeedRow:
         method=method.name, macs=method.macs, image_macs=1, dense_macs=2, runtime="torch", batch=2, threads=1,
         ms=[1.0], dense_ms=[2.0],
     )  # fmt: skip
+
+
+def test_a_set_of_captions_is_judged_by_retrieval(config: SuiteConfig, tmp_path: Path) -> None:
+    names, folder = [f"{number:02d}.jpg" for number in range(12)], tmp_path / "data" / "flickr8k"
+    for place in ("Flicker8k_Dataset", "Flickr8k_text"):
+        (folder / place).mkdir(parents=True)
+    for seed, name in enumerate(names):
+        pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((32, 32)).save(folder / "Flicker8k_Dataset" / name)
+    captions = [f"{name}#{number}\t{number} of {name[:2]}" for name in names for number in range(2)]
+    (folder / "Flickr8k_text" / "Flickr8k.token.txt").write_text("\n".join(captions))
+    for part in ("train", "dev", "test"):
+        listed = names if part == "test" else []
+        (folder / "Flickr8k_text" / f"Flickr_8k.{part}Images.txt").write_text("\n".join(listed))
+    asked = replace(config, datasets=("digits", "flickr8k"), data_root=tmp_path / "data", methods=("tome",), limit=12,
+                    runtimes=(), out=tmp_path / "out", cache=None)  # fmt: skip
+    suite.main(asked)
+    found = [one for one in read_records(asked.out) if one.dataset == "flickr8k"]
+    assert {one.task for one in found} == {RETRIEVAL} and {one.num_images for one in found} == {12}
+    assert {(one.method, one.macs) for one in found} == {(DENSE, 1.0), *((m, x) for m in (OURS, "tome") for x in MACS)}
+    assert [one["dataset"] for one in the_file(asked.out, "pictures")["sheets"]] == ["digits"]
+    (results,) = read_results(asked.out)
+    assert [panel.dataset for panel in results.panels] == ["digits"]
+    assert [title_of_panel(panel) for panel in results.retrieval] == ["Flickr8k, 12 test images"]
+    assert all(word in markdown_page([results], [""]) for word in ("Retrieval: Flickr8k", "| Flickr8k | measured |"))
 
 
 def test_paired_times_take_turns_and_drop_the_first_round(monkeypatch) -> None:
