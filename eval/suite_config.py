@@ -21,8 +21,8 @@ class SuiteConfig:
     pretrained: str = ""
     """Open_clip tag or checkpoint file of --model."""
     datasets: tuple[str, ...] = ()
-    """Data sets; without it the one that the model is at home on and the seven of the papers (embedded: digits). Sets of
-    captions (flickr8k, coco) are judged by retrieval."""
+    """Data sets; without it the one that the model is at home on and the seven of the papers (embedded: digits). Sets
+    of captions (flickr8k, coco) are judged by retrieval."""
     data_root: Path | None = None
     """Folder that holds the data sets; without it $PATCHRANK_ASSETS/data."""
     methods: tuple[str, ...] = tuple(RIVALS)
