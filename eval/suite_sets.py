@@ -70,16 +70,18 @@ def default_sets(clip: LoadedClip) -> tuple[str, ...]:
 def find_sets(names: Sequence[str], root: Path | None, limit: int | None) -> tuple[list[Present], list[Absent]]:
     """What of `names` can be measured: the test split, `limit` images spread over the classes (None: all).
 
+    Args: names, rows of the catalog or halves of their classes (`caltech101/odd`).
     Raises: UserError for a root that is not there, an unknown name, or a set whose files are there and wrong.
     """
     if root is not None and not root.is_dir():
         raise UserError(f"--data-root {root} is not a folder; give an existing one")
     present, absent = [], []
     for name in dict.fromkeys(names):
-        if name not in CATALOG:
+        row = name.partition("/")[0]
+        if row not in CATALOG:
             raise UserError(f"--datasets {name}: unknown; choose from {', '.join(CATALOG)}")
-        if not has_files(name, root):
-            absent.append(without_images(name, root))
+        if not has_files(row, root):
+            absent.append(without_images(row, root))
             continue
         dataset = load_dataset(name, root=root, split="test")
         present.append(Present(dataset, spread(dataset.images, limit)))

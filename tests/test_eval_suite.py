@@ -224,6 +224,14 @@ def test_an_absent_set_is_verified_on_its_split_file(tmp_path: Path, monkeypatch
     assert not present and absent.num_listed == 1 and "not the 1,692 published" in absent.text
 
 
+def test_a_half_of_the_classes_is_a_set_of_its_own() -> None:
+    (one,), absent = find_sets(("digits/odd",), None, 6)
+    assert one.dataset.name == "digits/odd" and len(one.dataset.class_names) == 5 and len(one.items) == 6
+    assert absent == []
+    with pytest.raises(UserError, match=r"no such half; choose digits/even or digits/odd"):
+        find_sets(("digits/third",), None, 6)
+
+
 def test_a_set_says_how_much_of_it_is_there() -> None:
     items = [Item(str(number), 0) for number in range(20)]
     dataset = Dataset(name="food101", split="test", images=items, read=lambda one: b"")
