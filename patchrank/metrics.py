@@ -5,6 +5,8 @@ Fractions in [0, 1] throughout; percent is for print.
 Letters: B samples, Y classes, Q queries, G gallery, M points or columns, I images, R resamples, N patches.
 """
 
+from functools import lru_cache
+
 import torch
 from scipy.stats import kendalltau
 from torch import Tensor
@@ -78,11 +80,16 @@ def resampled_means(value_IM: Tensor, *, num_resamples: int = NUM_RESAMPLES, see
     num_images = len(value_IM)
     if not num_images:
         raise ValueError("a bootstrap over no images is undefined; give at least one")
+    return _times_drawn(num_images, num_resamples, seed) @ value_IM.double() / num_images
+
+
+@lru_cache(maxsize=2)
+def _times_drawn(num_images: int, num_resamples: int, seed: int) -> Tensor:
+    """How often each draw takes each image, (R, I) float64; a table of many intervals draws once."""
     generator = torch.Generator().manual_seed(seed)
     drawn_RI = torch.randint(num_images, (num_resamples, num_images), generator=generator)
     count_RI = torch.zeros(num_resamples, num_images, dtype=torch.float64)
-    count_RI.scatter_add_(1, drawn_RI, torch.ones_like(count_RI))
-    return count_RI @ value_IM.double() / num_images
+    return count_RI.scatter_add_(1, drawn_RI, torch.ones_like(count_RI))
 
 
 def interval(value_R: Tensor, level: float = LEVEL) -> tuple[float, float]:
