@@ -5,7 +5,6 @@ Letters: I images, R resamples, S data sets.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -78,17 +77,12 @@ def paired(first: Measured, second: Measured, name: str) -> tuple[np.ndarray, np
     return first.sides[name][chosen].astype(np.float64), second.sides[name][there].astype(np.float64)
 
 
-@lru_cache(maxsize=8)
-def _weights(num_images: int, seed: int) -> np.ndarray:
-    """Share (R, I) of each image in each bootstrap draw: drawn once for all the rows of a data set."""
-    return metrics.resampled_means(torch.eye(num_images, dtype=torch.float64), seed=seed).numpy()
-
-
 def resampled(first: Measured, second: Measured, name: str, seed: int = 0) -> tuple[float, np.ndarray, int]:
     """Mean difference, its bootstrap values (R,), and the number of images."""
     value_I, other_I = paired(first, second, name)
     difference_I = value_I - other_I
-    return difference_I.mean().item(), _weights(len(difference_I), seed) @ difference_I, len(difference_I)
+    drawn_R1 = metrics.resampled_means(torch.from_numpy(difference_I).unsqueeze(1), seed=seed)
+    return difference_I.mean().item(), drawn_R1[:, 0].numpy(), len(difference_I)
 
 
 def difference(pairs: Sequence[tuple[Measured, Measured]], name: str) -> Difference:

@@ -83,9 +83,9 @@ def resampled_means(value_IM: Tensor, *, num_resamples: int = NUM_RESAMPLES, see
     return _times_drawn(num_images, num_resamples, seed) @ value_IM.double() / num_images
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def _times_drawn(num_images: int, num_resamples: int, seed: int) -> Tensor:
-    """How often each draw takes each image, (R, I) float64; a table of many intervals draws once."""
+    """How often each draw takes each image, (R, I) float64; tables of many intervals draw once a data set."""
     generator = torch.Generator().manual_seed(seed)
     drawn_RI = torch.randint(num_images, (num_resamples, num_images), generator=generator)
     count_RI = torch.zeros(num_resamples, num_images, dtype=torch.float64)

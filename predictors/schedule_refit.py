@@ -4,7 +4,9 @@ What costs an untrained tower least need not cost a calibrated one least: early 
 they look. Letters: n images.
 """
 
+import json
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 
 from torch import Tensor
@@ -35,7 +37,7 @@ def refitted_cosines(
     """Cosines (n,) to the unpruned features of the `held_out` images, by name, after a calibration to each spec.
 
     Each has a folder within `out`, and goes on there after a kill. Specs with the same first block, one behind the
-    other, share their tokens. Raises: UserError for data that cannot be read, or states of other settings.
+    other, share their tokens. Raises: UserError for data that cannot be read.
     """
     found, images, at = {}, None, -1
     for name, spec in specs.items():
@@ -49,7 +51,9 @@ def refitted_cosines(
 def _one(
     clip: LoadedClip, pruned: PrunedTower, images: Images, config: CalibrateConfig, name: str, quiet: bool
 ) -> Tensor:
-    folder = config.out / name.replace(" ", "-")
+    # Another budget, another number of steps or times measured anew give other states, beside those that are there.
+    told = json.dumps([config.settings(), clip.weights_hash, pruned.spec.to_dict()], sort_keys=True)
+    folder = config.out / f"{name.replace(' ', '-')}-{sha256(told.encode()).hexdigest()[:8]}"
     refitted, _ = refit(config, clip.weights_hash, pruned, images, folder, quiet=quiet)
     features = pruned_features(refitted, images.held_out, pruned.spec.cuts[0][0])
     return cosines(features, images.held_out.feature_nD)

@@ -272,8 +272,12 @@ def test_a_short_calibration_decides_where_it_is_asked_for(config: ScheduleConfi
     (same,) = {row["cuts"] for row in tried.values() if row["cosine_refitted"] == rows[SEARCHED]["cosine_refitted"]}
     assert rows[SEARCHED]["cuts"] == same and "| calibrated |" in report["table"]
     logs = {folder.name for folder in (again.out / "refit").iterdir()}
-    assert logs == {name.replace(" ", "-") for name in tried}
-    assert find(again, clip)["spec"] == report["spec"], "states are read, nothing is trained again"
+    assert {name.rpartition("-")[0] for name in logs} == {name.replace(" ", "-") for name in tried}
+    assert find(again, clip)["spec"] == report["spec"]
+    assert {folder.name for folder in (again.out / "refit").iterdir()} == logs, "states are read, none is trained again"
+    find(replace(again, macs=0.6), clip)
+    find(replace(again, refit=10), clip)
+    assert {folder.name for folder in (again.out / "refit").iterdir()} > logs, "other runs in one --out do not clash"
 
 
 def test_milliseconds_are_a_budget_too(config: ScheduleConfig, tmp_path: Path, monkeypatch) -> None:
