@@ -126,6 +126,22 @@ def test_transfer():
     check(wrong)
 
 
+def test_retrieval_of_the_locked_tower():
+    stem = "lit/flickr8k_test_1000_lit-vit-ti-clip-4dbae902_zeroshot-retrieval_captions"
+    ways = {"Flickr8k test, text to image @1 / 5 / 10": ("image", "ours"),
+            "image to text @1 / 5 / 10": ("text", "ours"),
+            "calibrated: text to image": ("image", "ours-calibrated"),
+            "calibrated: image to text": ("text", "ours-calibrated")}  # fmt: skip
+    lines, wrong = table("| % | dense | 70 % of the MACs"), []
+    for label, (way, method) in ways.items():
+        for name, cell in zip(("dense", *(f"{method}_macs{macs}" for macs in MACS)), lines[label], strict=True):
+            found = json.loads((RESULTS / f"{stem}_{name}.json").read_text())["metrics"]
+            values = [100 * found[f"{way}_retrieval_recall@{k}"] for k in (1, 5, 10)]
+            if cell and not prints(cell, *values):
+                wrong.append(f"{label}, {name}: {cell} is {values}")
+    check(wrong)
+
+
 def test_scorers_beside_golden_rankings():
     rows, wrong = rows_of("golden_match_fold.json"), []
     kinds = {"golden rankings": "g-golden", "golden rankings for 2,000 steps": "gl-golden",
