@@ -10,9 +10,9 @@ H heads, D feature.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchrank.attention import attention
 from patchrank.linear import Linear, linear
 
 
@@ -80,7 +80,7 @@ class Block(nn.Module):
 
     def _attention_residual(self, x_BQC: Tensor, q_BQC: Tensor, k_BLC: Tensor, v_BLC: Tensor, bias_B11L) -> Tensor:
         q, k, v = (_heads(part, self.num_heads) for part in (q_BQC, k_BLC, v_BLC))
-        update_BQC = self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=bias_B11L).transpose(1, 2).flatten(2))
+        update_BQC = self.out(attention(q, k, v, bias_B11L).transpose(1, 2).flatten(2))
         return x_BQC + (update_BQC if self.scale1 is None else update_BQC * self.scale1)
 
     def attend(self, x_BLC: Tensor, bias_B11L: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -155,7 +155,7 @@ class AttentionPool(nn.Module):
         """(B, L, C) -> (B, C); `bias_B11L` as in `Block.attend`."""
         q = _heads(self.q(self.query.expand(x_BLC.shape[0], -1, -1)), self.num_heads)
         k, v = (_heads(part, self.num_heads) for part in self.kv(x_BLC).chunk(2, dim=-1))
-        pooled = self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=bias_B11L).transpose(1, 2).flatten(2))
+        pooled = self.out(attention(q, k, v, bias_B11L).transpose(1, 2).flatten(2))
         return (pooled + self.fc2(self.fc1(self.norm(pooled))))[:, 0]
 
 
