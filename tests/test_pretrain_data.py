@@ -19,7 +19,10 @@ from patchrank.pretrain.batches import Batches
 from patchrank.pretrain.colour import COLOURS, NUM_DRAWS, Colour, change
 from patchrank.pretrain.config import PretrainConfig
 from patchrank.pretrain.distributed import World
+from patchrank.pretrain.draws import generator
 from patchrank.pretrain.evaluate import open_checks
+from patchrank.pretrain.loop import open_run
+from patchrank.pretrain.maskers import mask
 from patchrank.pretrain.originals import Originals, crop
 from patchrank.pretrain.pairs import TEMPLATES, UNSAID, load_pairs, mixture, with_captions
 from patchrank.pretrain.rules import check
@@ -194,3 +197,26 @@ def test_study_data_are_three_data_sets(assets):
     for name, num in vars(sizes).items():
         assert sum(item.id.startswith(f"{name}:") for item in mixed.images) == num
     assert mixed.open(mixed.images[-1].id).mode == "RGB" and all(item.captions for item in mixed.images)
+
+
+def test_views_are_cut_at_their_boxes_and_masked_there(pairs, tmp_path, monkeypatch):
+    monkeypatch.setitem(COLOURS, "aclip", None)
+    run = open_run(tiny(pairs, tmp_path, recipe="att2x50", batch_size=8, least_area=0.5))
+    batch, given = run.batches.at(0), []
+    place = {item.id: number for number, item in enumerate(run.batches.dataset.images)}
+    for view in range(2):
+        for row, id in enumerate(batch.ids):
+            cut = crop(run.batches.originals.get(place[id]), batch.box_VB4[view, row].tolist(), 32)
+            torch.testing.assert_close(batch.view_VBCHW[view, row], cut / 127.5 - 1, rtol=0, atol=1e-5)
+
+    def spy(spec, context):
+        given.append(context)
+        return mask(spec, context)
+
+    monkeypatch.setattr("patchrank.pretrain.learner.mask", spy)
+    run.learner(batch, run.learner.recipe.views, 0.0, generator(0, "mask", 0))
+    assert len(given) == 2 and not torch.equal(batch.box_VB4[0], batch.box_VB4[1])
+    for view, context in enumerate(given):
+        assert torch.equal(context.box_B4, batch.box_VB4[view])
+        assert torch.equal(context.image_BCHW, batch.view_VBCHW[view])
+        assert torch.equal(context.teacher.box_B4, batch.teacher_box_B4)

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from patchrank.pretrain.losses.gathering import gather_rows
 from patchrank.pretrain.losses.simclr import nt_xent
-from patchrank.pretrain.objectives import OBJECTIVES, Encoded, caption_ids
+from patchrank.pretrain.objectives import OBJECTIVES, Encoded, Widths, caption_ids
 
 CAPTIONS = [("a two", "a red two"), ("a two",), ("a six", "a red six", "red"), ("a two", "a blue two")]
 DRAWN = ["a two", "a two", "a red six", "a blue two"]
@@ -42,6 +43,27 @@ def batch(rows: slice):
     return x_BC[rows], y_BC[rows], *caption_ids(CAPTIONS[rows], DRAWN[rows])
 
 
+def text_gradient_of_siglip() -> torch.Tensor:
+    """With constants gathered, this process's own texts must still be trained."""
+    model, (x_BC, y_BC, caption_BM, drawn_B) = Toy(False), batch(slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2))
+    given = dict(feature_VBD=model.image(x_BC)[None], text_BD=model.text(y_BC), scale=model.log_scale.exp())
+    model.siglip(Encoded(**given, caption_BM=caption_BM, drawn_B=drawn_B)).backward()
+    return model.text.weight.grad
+
+
+def patch_tokens() -> torch.Tensor:
+    return torch.randn(4, 4, 8, generator=torch.Generator().manual_seed(2))
+
+
+def centre(x_BNC: torch.Tensor) -> torch.Tensor:
+    """Where the distillation's centre is after the teacher saw these patch tokens."""
+    widths = Widths(image=8, image_heads=2, num_patches=4, text=8, text_heads=2)
+    distill = OBJECTIVES["distill"](widths, num_codes=8)
+    teacher = SimpleNamespace(patch_BNC=x_BNC)
+    distill.targets(SimpleNamespace(teacher_heads={"distill": nn.Identity()}, teacher=teacher))
+    return distill.centre_Q
+
+
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
@@ -59,6 +81,8 @@ def work(rank: int, folder: str) -> None:
             parameter.grad /= 2
         mean = gather_rows(loss.detach()[None]).mean()
         torch.save((mean, gradients(model)), os.path.join(folder, f"{gather_grad}-{rank}.pt"))
+    rows = slice(2 * rank, 2 * rank + 2)
+    torch.save((text_gradient_of_siglip(), centre(patch_tokens()[rows])), os.path.join(folder, f"terms-{rank}.pt"))
     dist.destroy_process_group()
 
 
@@ -67,6 +91,10 @@ def test_two_processes_equal_one():
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(work, args=(folder,), nprocs=2, start_method="spawn")
         found = {path.stem: torch.load(path, weights_only=True) for path in Path(folder).glob("*.pt")}
+    for rank in (0, 1):
+        siglip, mean_Q = found[f"terms-{rank}"]
+        assert siglip is not None and siglip.abs().sum() > 0
+        torch.testing.assert_close(mean_Q, centre(patch_tokens()))
     whole = Toy(True)
     loss = whole(*batch(slice(0, 4)))
     loss.backward()

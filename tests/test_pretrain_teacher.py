@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from patchrank.pretrain.class_rows import run_with_class_rows
 from patchrank.pretrain.ema import Ema, momentum_at
 from patchrank.pretrain.teacher import Teacher, embed_resized, resize_position
+from patchrank.text import TextConfig, TextTower
 
 
 def chance(seed=0):
@@ -190,3 +191,18 @@ def test_teacher_at_half_resolution(pictures):
     torch.testing.assert_close(embed_resized(tower, pictures), tower.embed(pictures))
     seen = Teacher(tower).look(F.interpolate(pictures, (16, 16), mode="bilinear", antialias=True), patches=True)
     assert seen.grid == (2, 2) and seen.attention_BSN.shape == (3, 4, 4) and seen.patch_BNC.shape == (3, 4, 32)
+
+
+def test_heads_and_the_whole_text_tower_follow():
+    """Regression: A-CLIP's released code leaves the text tower's embeddings out of its average."""
+
+    def make():
+        return make_tower(), {"byol": nn.Linear(32, 8)}, TextTower(TextConfig(width=32, num_layers=1))
+
+    teacher, (tower, heads, text) = Teacher(*make()), make()
+    for module in (tower, heads["byol"], text):
+        for parameter in module.parameters():
+            parameter.data.add_(1.0)
+    teacher.update(0.0, tower, heads, text)
+    for ema, module in ((teacher.tower, tower), (teacher.heads["byol"], heads["byol"]), (teacher.text, text)):
+        assert all(map(torch.equal, ema.model.parameters(), module.parameters()))

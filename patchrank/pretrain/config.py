@@ -20,6 +20,12 @@ _FREE = ("out", "data_root", "name", "device", "eval_every", "save_every", "work
 """Flags that may change when a run is taken up again."""
 
 
+def weight_of(said: str) -> tuple[str, float]:
+    """("simclr", 0.5) of "simclr=0.5". Raises: ValueError."""
+    name, _, value = said.partition("=")
+    return name, float(value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """Train an image tower and a text tower on pictures with captions.
@@ -37,6 +43,12 @@ class PretrainConfig:
     half of the patches on average is searched for before the first step."""
     contrast: str = "clip"
     """Contrastive loss: clip, or siglip in its place."""
+    weights: tuple[str, ...] = ()
+    """Other weights of the recipe's losses, for ablations: --weights simclr=0 byol=1; 0 leaves a loss out, but the
+    contrastive one ("clip") stays."""
+    gather_grad: bool | None = None
+    """Whether gradients flow through the gather of the contrastive loss on several processes; without it the recipe's:
+    all but slip, whose released code (and the papers' plain CLIP with it) stops them."""
     setting: str = "small"
     """Where the values of the flags below come from that are not given: "small" (two cores) or "paper"."""
     data: str = "digits"
@@ -160,15 +172,18 @@ class PretrainConfig:
 
     def settings(self) -> dict[str, Any]:
         """What must not change within a run, as JSON values."""
-        return {name: value for name, value in asdict(self).items() if name not in (*_FREE, "dry_run")}
+        values = {name: value for name, value in asdict(self).items() if name not in (*_FREE, "dry_run")}
+        return values | {"weights": list(self.weights)}
 
     @property
     def row(self) -> Recipe:
         """The recipe with --masker, --threshold and --contrast in place."""
         recipe = RECIPES[self.recipe]
         views = tuple(replace(view, mask=self._mask(view.mask)) for view in recipe.views)
-        terms = {self.contrast if name == "clip" else name: weight for name, weight in recipe.terms.items()}
-        return replace(recipe, views=views, terms=terms)
+        weights = recipe.terms | dict(map(weight_of, self.weights))
+        terms = {self.contrast if name == "clip" else name: weight for name, weight in weights.items() if weight}
+        gather_grad = recipe.gather_grad if self.gather_grad is None else self.gather_grad
+        return replace(recipe, views=views, terms=terms, gather_grad=gather_grad)
 
     def _mask(self, spec: MaskSpec) -> MaskSpec:
         if self.masker is not None and spec.keep < 1.0:

@@ -1,7 +1,9 @@
 """One run on many processes: who we are under `torchrun`, which part of a step's batch is ours, and sums over all.
 
-Without `torchrun` there is one process and nothing here communicates. The batch of a step is a function of the seed and
-the step alone, so a run gives the same losses on any number of processes (batch norms apart: each sees its own part).
+Without `torchrun` there is one process and nothing here communicates. The pictures, captions and crops of a step are a
+function of the seed and the step alone, so losses without chance of their own are the same on any number of processes.
+Not the same: random masks and noise (each process draws its own), batch norms on CPUs (each sees its own part), and
+the mean of masked-language terms (over processes that hide unequal numbers of bytes).
 """
 
 import os

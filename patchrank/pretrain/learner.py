@@ -184,7 +184,7 @@ class Learner(nn.Module):
             else:
                 with self._autocast() if term.needs & _OWN_PASSES else nullcontext():
                     found[name] = term(encoded)
-        found["loss"] = sum(weight * found[name] for name, weight in self.objectives.weights.items())
+        found = self.objectives.with_total(found)
         with torch.no_grad():
             nearest_B1 = (image_VBD[text_views[0]] @ text_UD.T).argmax(1, keepdim=True)
             found["hits"] = positive_BU.gather(1, nearest_B1).float().mean()

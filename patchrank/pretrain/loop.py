@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -92,15 +93,26 @@ def open_run(config: PretrainConfig, world: World | None = None) -> Run:
     batches = Batches(config, source, preprocess, world, feature_ND)
     learner = Learner(pair, config, config.seed, alone=world.size == 1).to(device)
     if world.size > 1 and config.device == "cuda":
-        learner.objectives = nn.SyncBatchNorm.convert_sync_batchnorm(learner.objectives)
+        learner = across_processes(learner)
     groups = parameter_groups(learner, config.weight_decay)
     optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), eps=config.epsilon)
     progress = Progress()
     if state_path(config.out).exists():
-        progress = load_state(state_path(config.out), learner, optimiser, config.settings())
+        progress = load_state(state_path(config.out), learner, optimiser, _settings(config, world))
     wrapped = learner if world.size == 1 else DistributedDataParallel(learner)
     ahead = Ahead(batches) if config.workers else None
     return Run(config, learner, wrapped, optimiser, batches, preprocess, progress, ahead, world, locked)
+
+
+def across_processes(learner: Learner) -> Learner:
+    """The learner with batch norms over the pictures of all processes, those of the teacher's heads as well."""
+    return nn.SyncBatchNorm.convert_sync_batchnorm(learner)
+
+
+def _settings(config: PretrainConfig, world: World) -> dict[str, Any]:
+    """What must not change within a run; shards are dealt to processes, so there their number must not either."""
+    dealt = config.data == SHARDS and world.size > 1
+    return config.settings() | ({"nproc_per_node": world.size} if dealt else {})
 
 
 def difficulty_at(config: PretrainConfig, step: int, pace: Pace) -> float:
@@ -238,7 +250,9 @@ def train(run: Run, until: Callable[[Progress], bool] | None = None) -> None:
 def save(run: Run) -> None:
     """The run's state on disk, by the process that leads."""
     if run.world.leads:
-        save_state(state_path(run.config.out), run.learner, run.optimiser, run.progress, run.config.settings())
+        save_state(
+            state_path(run.config.out), run.learner, run.optimiser, run.progress, _settings(run.config, run.world)
+        )
     barrier()
 
 

@@ -27,8 +27,8 @@ class Pair(nn.Module):
 
     @torch.no_grad()
     def clamp_scale(self) -> None:
-        """Keep the logit scale at or below MAX_SCALE."""
-        self.log_scale.clamp_(max=math.log(MAX_SCALE))
+        """Keep the logit scale in [1, MAX_SCALE]."""
+        self.log_scale.clamp_(0.0, math.log(MAX_SCALE))
 
 
 def build_pair(tower_config: TowerConfig, text_config: TextConfig, seed: int, start: str = "local") -> Pair:
@@ -120,7 +120,8 @@ def look_at(block: Block, head: int, row: int, column: int) -> None:
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Matrices of blocks, heads and projections decay; biases, norms, embeddings, positions and the scale do not.
 
-    Frozen parameters (a locked tower, the teacher) are in no group.
+    Frozen parameters (a locked tower, the teacher) are in no group. Deviation: A-CLIP's released code exempts only
+    vectors and names with bias, ln or bn, so that there positions and embeddings decay as well.
     """
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():

@@ -91,5 +91,8 @@ class Objectives(nn.Module):
 
     def forward(self, encoded: Encoded) -> dict[str, Tensor]:
         """Every term by name, not weighted, and their weighted sum as "loss"."""
-        found = {name: term(encoded) for name, term in self.terms.items()}
+        return self.with_total({name: term(encoded) for name, term in self.terms.items()})
+
+    def with_total(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Terms by name, and their weighted sum as "loss"."""
         return {"loss": sum(weight * found[name] for name, weight in self.weights.items()), **found}

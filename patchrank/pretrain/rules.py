@@ -1,9 +1,11 @@
 """The rules of a run's values, all that needs no data: one line for each that is broken."""
 
+import math
+
 import torch
 
 from patchrank.errors import UserError
-from patchrank.pretrain.config import PretrainConfig
+from patchrank.pretrain.config import PretrainConfig, weight_of
 from patchrank.pretrain.maskers import MASKERS
 from patchrank.pretrain.pairs import parts_of
 from patchrank.pretrain.recipes import RECIPES
@@ -20,6 +22,7 @@ def check(config: PretrainConfig, num_processes: int = 1) -> None:
         raise UserError(f"--contrast {config.contrast}: unknown; choose clip or siglip")
     _check_masker(config)
     _check_threshold(config)
+    _check_weights(config)
     for names in (config.data, config.eval_data or config.data):
         parts_of(names)
     for name in ("threads", "num_steps", "batch_size", "num_layers", "num_heads", "feature_dim",
@@ -93,6 +96,21 @@ def _check_threshold(config: PretrainConfig) -> None:
         raise UserError(f"{said}: only the masks of --recipe eclip have one; leave it out")
     if not -1 <= config.threshold <= 1:
         raise UserError(f"{said}: is a cosine, must lie in [-1, 1]; without it one is searched for")
+
+
+def _check_weights(config: PretrainConfig) -> None:
+    terms = RECIPES[config.recipe].terms
+    for said in config.weights:
+        try:
+            name, weight = weight_of(said)
+        except ValueError:
+            name, weight = said, math.nan
+        if name not in terms or not 0 <= weight < math.inf:
+            raise UserError(
+                f"--weights {said}: must be loss=weight, weight 0 or more; {config.recipe} has {', '.join(terms)}"
+            )
+        if name == "clip" and weight == 0:
+            raise UserError(f"--weights {said}: the contrastive loss stays; give it a weight above 0")
 
 
 def _at_least(config: PretrainConfig, name: str, least: int) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchrank.pretrain.losses.encoded import Encoded
-from patchrank.pretrain.losses.gathering import first_row, gather_rows
+from patchrank.pretrain.losses.gathering import first_row, gather_rows, own_rows_in
 
 
 def caption_ids(captions: Sequence[Sequence[str]], drawn: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -108,7 +108,8 @@ class SiglipContrastive(nn.Module):
     def forward(self, encoded: Encoded) -> Tensor:
         positive_BG, _ = positives_of(encoded)
         sign_BG = torch.where(positive_BG, 1.0, -1.0)
-        text_GD = gather_rows(F.normalize(encoded.text_BD.float(), dim=-1), self.gather_grad)
+        text_BD = F.normalize(encoded.text_BD.float(), dim=-1)
+        text_GD = own_rows_in(gather_rows(text_BD, self.gather_grad), text_BD)
         views = range(len(encoded.feature_VBD)) if self.views is None else self.views
         losses = []
         for view in views:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from patchrank.pretrain.distributed import average_
 from patchrank.pretrain.losses.decoder import PatchDecoder
 from patchrank.pretrain.losses.encoded import Encoded
 from patchrank.pretrain.masking.context import MaskContext
@@ -70,11 +71,13 @@ class DistillObjective(nn.Module):
 
     @torch.no_grad()
     def targets(self, encoded: Encoded) -> Tensor:
-        """The teacher's probabilities (B, N, Q) float32; in train mode the centre moves on."""
+        """The teacher's probabilities (B, N, Q) float32; in train mode the centre moves on (all processes)."""
         logits_BNQ = encoded.teacher_heads["distill"](encoded.teacher.patch_BNC.float()).float()
         target_BNQ = ((logits_BNQ - self.centre_Q) / self.teacher_temperature).softmax(-1)
         if self.training:
-            self.centre_Q.lerp_(logits_BNQ.mean((0, 1)), 1 - self.centre_momentum)
+            mean_Q = logits_BNQ.mean((0, 1))
+            average_([mean_Q])
+            self.centre_Q.lerp_(mean_Q, 1 - self.centre_momentum)
         return target_BNQ
 
     def forward(self, encoded: Encoded) -> Tensor:

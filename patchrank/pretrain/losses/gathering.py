@@ -34,7 +34,8 @@ def gather_rows(x_BD: Tensor, gather_grad: bool = True) -> Tensor:
 
     With `gather_grad`, gradients flow back to the process that a row came from, so that the mean over processes of
     each one's loss has the gradient of a single process on the joined batch (which is what DDP's averaging needs).
-    Without, rows of other processes are constants; a process's own rows keep their gradient in the local part.
+    Without, all rows are constants: a process's own rows get their gradient where the loss uses them as they are
+    (a loss of two directions does), or from `own_rows_in`.
     Source: `gather_grad=False` is the gather of SLIP's CLIP loss (issue 31 of its repository).
     """
     if _is_single():
@@ -42,6 +43,14 @@ def gather_rows(x_BD: Tensor, gather_grad: bool = True) -> Tensor:
     if gather_grad and x_BD.requires_grad:
         return _Gather.apply(x_BD)
     return _stacked(x_BD.detach())
+
+
+def own_rows_in(x_GD: Tensor, x_BD: Tensor) -> Tensor:
+    """Gathered rows (G, D) with this process's own (B, D) in their place, so that these have their gradient."""
+    if len(x_GD) == len(x_BD):
+        return x_GD
+    own_B = first_row(len(x_BD)) + torch.arange(len(x_BD), device=x_BD.device)
+    return x_GD.index_copy(0, own_B, x_BD)
 
 
 def first_row(num_rows: int) -> int:

@@ -44,7 +44,7 @@ class SimclrObjective(nn.Module):
         self, widths, *, hidden: int = 4096, out: int = 256, temperature: float = 0.1, views: tuple[int, int] = (0, 1)
     ) -> None:
         super().__init__()
-        self.head = mlp_head(widths.image, hidden, out, num_hidden=2)
+        self.head = mlp_head(widths.image, hidden, out, num_hidden=2, bias=True)
         self.temperature = temperature
         self.views = views
 
