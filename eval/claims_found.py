@@ -36,18 +36,18 @@ def accuracy_loss(files: Files, method: str, macs: float, how: str = "") -> Foun
     return accuracy_gain(files, DENSE, method, macs, how=how)
 
 
-def study_gain(files: Files, recipe: str, base: str) -> Found:
+def study_gain(files: Files, recipe: str, base: str, flags: str = "") -> Found:
     """Points by which a pretraining recipe is ahead of another in the study: mean over its data sets' main metrics.
 
     Main metrics are accuracy, and recall from text to image at 5. Both recipes are of the same tier (equal budget);
-    the interval adds those of the metrics as independent ones.
+    the interval adds those of the metrics as independent ones. Args: flags of the study that has both recipes.
     """
     study = files.json("pretrain_study.json")
     rows = [row for row in study["rows"] if row["recipe"] in (recipe, base)]
     found = [one for one in verdicts(rows, base) if "@" not in one["metric"] or one["metric"].endswith(MAIN)]
     found = [one for one in found if one["tier"] == min(other["tier"] for other in found)]
     if not found:
-        raise NotMeasured(COMMANDS["pretrain_study.json"])
+        raise NotMeasured(COMMANDS["pretrain_study.json"] + flags)
     tier = found[0]["tier"]
     value, half = mean_of([(one["difference"], one["interval"][1] - one["difference"]) for one in found])
     seeds = min(sum(row["recipe"] == name and row["tier"] == tier for row in rows) for name in (recipe, base))

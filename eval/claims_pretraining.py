@@ -120,18 +120,12 @@ def _pgs_other() -> list[Claim]:
     compose = (
         f"python -m eval composition {runs} --data sugarcrepe --out docs/results/composition, for clip and pgs-0.3"
     )
-    edges = "python -m patchrank.pretrain --recipe pgs-0.5 --data caltech101+food101"
     return [
         Claim(
             claim="protecting edges helps",
             reported=None,
             where="claimed; no ablation found, and the published code prefers edges as candidates to mask",
-            measure=partial(
-                models_gain, folder="ablations", recipe="pgs-0.5", base="pgs-no-edges", without=(),
-                command=f"{edges} --out out/edges, the same with --masker pgs-no-edges --name pgs-no-edges --out "
-                "out/no-edges, then python -m eval zero-shot --model <each> --data caltech101 --out "
-                "docs/results/ablations",
-            ),
+            measure=partial(study_gain, recipe="pgs-0.5", base="pgs-0.5-no-edges", flags=" --tiers 3"),
             paper_setting=_PGS_SETTING,
             **shared,
         ),

@@ -32,6 +32,15 @@ FIRST = ("clip", "flip50", "att2x50", "aclip", "pgs-0.5", "aclip_fast")
 and is no part of the study."""
 SECOND = ("clip", *(name for name in RECIPES if name not in (*FIRST, "lit")))
 """Recipes of tier 2: the others, and clip to compare them with."""
+ABLATIONS = {
+    "pgs-0.5-no-edges": ("pgs-0.5", "pgs-no-edges"),
+    "pgs-0.5-no-transport": ("pgs-0.5", "pgs-no-transport"),
+    "att2x50-text": ("att2x50", "text"),
+}
+"""Name of a run -> recipe and the masker in its place."""
+THIRD = (*dict.fromkeys(recipe for recipe, _ in ABLATIONS.values()), *ABLATIONS)
+"""Runs of tier 3: single ideas switched off or exchanged, and the recipes that they belong to."""
+TIERS = (FIRST, SECOND, THIRD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +52,13 @@ class PretrainStudyConfig:
     data_root: Path | None = None
     """Folder that holds the data sets; without it $PATCHRANK_ASSETS/data."""
     tiers: tuple[int, ...] = (1, 2)
-    """1: the main recipes with several seeds; 2: the others, indicative."""
+    """1: the main recipes with several seeds; 2: the others, indicative; 3: ablations of the maskers, indicative."""
     recipes: tuple[str, ...] = ()
     """Only these of the tiers' recipes; none: all."""
-    minutes: tuple[float, float] = (30.0, 10.0)
-    """Minutes of one processor for a run of tier 1 and of tier 2."""
-    seeds: tuple[int, int] = (2, 1)
-    """Runs of each recipe in tier 1 and in tier 2."""
+    minutes: tuple[float, float, float] = (30.0, 10.0, 10.0)
+    """Minutes of one processor for a run of each tier."""
+    seeds: tuple[int, int, int] = (2, 1, 1)
+    """Runs of each recipe of each tier."""
     batch_size: int = 128
     """Pictures of a step."""
     image_size: int | None = None
@@ -102,7 +111,7 @@ def queue(config: PretrainStudyConfig) -> list[Job]:
     """Runs in order: every recipe once before any gets its second seed."""
     jobs = []
     for tier in config.tiers:
-        names = [name for name in (FIRST if tier == 1 else SECOND) if not config.recipes or name in config.recipes]
+        names = [name for name in TIERS[tier - 1] if not config.recipes or name in config.recipes]
         jobs += [Job(name, tier, seed) for seed in range(config.seeds[tier - 1]) for name in names]
     return jobs
 
@@ -120,8 +129,9 @@ def finished(config: PretrainStudyConfig, job: Job) -> bool:
 def pretrain_config(config: PretrainStudyConfig, job: Job, num_steps: int) -> PretrainConfig:
     """What a run is told; checks at every quarter of it."""
     size = {} if config.image_size is None else {"image_size": config.image_size}
+    recipe, masker = ABLATIONS.get(job.recipe, (job.recipe, None))
     return PretrainConfig(
-        recipe=job.recipe, data=config.data, data_root=config.data_root, seed=job.seed, threads=1,
+        recipe=recipe, masker=masker, data=config.data, data_root=config.data_root, seed=job.seed, threads=1,
         batch_size=config.batch_size, device=config.device, num_steps=num_steps,
         num_warmup=max(1, num_steps // 30) if num_steps > 1 else 0, eval_every=max(1, num_steps // 4),
         save_every=200, cheap_start=0.0, out=config.out / "runs" / job.name, **size,
@@ -175,8 +185,8 @@ def _step_seconds(config: PretrainStudyConfig, names: list[str]) -> dict[str, fl
 def _command(config: PretrainStudyConfig, job: Job, plan: dict) -> list[str]:
     own = pretrain_config(config, job, num_steps(config, job, plan))
     words = [sys.executable, "-m", "patchrank.pretrain"]
-    for name in ("recipe", "data", "data_root", "seed", "threads", "batch_size", "device", "num_steps", "num_warmup",
-                 "eval_every", "save_every", "cheap_start", "out", "image_size"):  # fmt: skip
+    for name in ("recipe", "masker", "data", "data_root", "seed", "threads", "batch_size", "device", "num_steps",
+                 "num_warmup", "eval_every", "save_every", "cheap_start", "out", "image_size"):  # fmt: skip
         if getattr(own, name) is not None:
             words += [f"--{name.replace('_', '-')}", str(getattr(own, name))]
     return words
@@ -229,11 +239,12 @@ def write_table(config: PretrainStudyConfig, jobs: list[Job], plan: dict) -> Non
 
 
 def _check(config: PretrainStudyConfig) -> None:
-    unknown = [name for name in config.recipes if name not in (*FIRST, *SECOND)]
+    known = dict.fromkeys((*FIRST, *SECOND, *THIRD))
+    unknown = [name for name in config.recipes if name not in known]
     if unknown:
-        raise UserError(f"--recipes {unknown[0]}: not in the study; choose among {', '.join((*FIRST, *SECOND))}")
-    if not config.tiers or set(config.tiers) - {1, 2}:
-        raise UserError(f"--tiers {' '.join(map(str, config.tiers))}: must be 1, 2 or both")
+        raise UserError(f"--recipes {unknown[0]}: not in the study; choose among {', '.join(known)}")
+    if not config.tiers or set(config.tiers) - {1, 2, 3}:
+        raise UserError(f"--tiers {' '.join(map(str, config.tiers))}: must be some of 1, 2 and 3")
     for name in ("jobs", "rounds", "batch_size"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be 1 or more")

@@ -164,6 +164,7 @@ def study_row(recipe: str, value: float, tier: int = 1, seed: int = 0) -> dict:
 
 
 def test_pretraining(tmp_path):
+    # a study without ablations says nothing of edges, but how to ask for them
     first = {"clip": 0.3, "aclip": 0.5, "att2x50": 0.31, "pgs-0.5": 0.2, "flip50": 0.3}
     rows = [study_row(recipe, value, seed=seed) for recipe, value in first.items() for seed in (0, 1)]
     rows += [study_row("clip", 0.3, tier=2), study_row("att2x50_high", 0.1, tier=2), study_row("att1x50", 0.5, tier=2)]
@@ -173,6 +174,8 @@ def test_pretraining(tmp_path):
                "time_ratio_high": 1.02 * value} for recipe, value in times.items()]  # fmt: skip
     put(tmp_path, "pretrain_cost.json", ratios, model="ViT-B/16", threads=2, batch_size=16)
     found = judged(tmp_path)
+    edges = found["protecting edges helps"]
+    assert edges["verdict"] == NOT_TESTABLE and edges["command"].endswith("--tiers 3")
     expected = {
         "A-CLIP beats CLIP": (20.0, HOLDS),
         "attentive masking, 2 views, beats no mask": (1.0, NOT_TESTABLE),

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,11 +15,25 @@ from pretrain_pairs import write_pairs
 from eval import pretrain_cost, pretrain_study
 from eval.pretrain_cost import PretrainCostConfig
 from eval.pretrain_steps import build, peak_resident, small_config, step_seconds, towers_of
-from eval.pretrain_study import FIRST, Job, PretrainStudyConfig, make_plan, minutes_of, num_steps, queue
+from eval.pretrain_study import (
+    ABLATIONS,
+    FIRST,
+    Job,
+    PretrainStudyConfig,
+    make_plan,
+    minutes_of,
+    num_steps,
+    pretrain_config,
+    queue,
+)
 from eval.pretrain_study_report import as_lines, macs_of_run, spread, study_rows, verdicts
 from patchrank.errors import UserError
 from patchrank.pretrain.config import PretrainConfig
+from patchrank.pretrain.maskers import MASKERS
 from patchrank.pretrain.recipes import RECIPES
+from patchrank.pretrain.rules import check
+
+SECOND_A_STEP = {"seconds_per_step": 1.0}
 
 
 def row(recipe: str, seed: int, value: float, tier: int = 1, num: int = 1000) -> dict:
@@ -35,12 +50,25 @@ def test_queue_gives_every_recipe_a_run_before_any_has_two():
     assert [job.recipe for job in queue(replace(config, tiers=(2,), recipes=("slip",)))] == ["slip"]
 
 
+def test_ablations_are_their_recipe_with_another_masker():
+    jobs = {job.recipe: job for job in queue(PretrainStudyConfig(tiers=(3,)))}
+    assert set(jobs) == {"pgs-0.5", "att2x50", *ABLATIONS}
+    for name, (recipe, masker) in ABLATIONS.items():
+        run = pretrain_config(PretrainStudyConfig(), jobs[name], 10)
+        assert (run.recipe, run.masker) == (recipe, masker) and masker in MASKERS
+        check(run)
+        command = pretrain_study._command(PretrainStudyConfig(), jobs[name], {"recipes": {name: SECOND_A_STEP}})
+        assert command[command.index("--masker") + 1] == masker
+    plain = pretrain_study._command(PretrainStudyConfig(), jobs["pgs-0.5"], {"recipes": {"pgs-0.5": SECOND_A_STEP}})
+    assert "--masker" not in plain
+
+
 def test_plan_is_measured_once_and_belongs_to_its_data(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
         pretrain_study, "_step_seconds", lambda _, names: asked.append(names) or dict.fromkeys(names, 0.5)
     )
-    config = PretrainStudyConfig(out=tmp_path, minutes=(1.0, 0.5))
+    config = PretrainStudyConfig(out=tmp_path, minutes=(1.0, 0.5, 0.5))
     jobs = [Job("clip", 1, 0), Job("aclip", 1, 0), Job("clip", 2, 0)]
     plan = make_plan(config, jobs[:1])
     assert make_plan(config, jobs[:1]) == plan
@@ -83,9 +111,9 @@ def test_unfinished_runs_are_no_rows_and_macs_are_those_of_the_recipe(tmp_path):
     "config, word",
     [
         (PretrainStudyConfig(recipes=("lit",)), "not in the study"),
-        (PretrainStudyConfig(tiers=(3,)), "1, 2 or both"),
+        (PretrainStudyConfig(tiers=(4,)), "some of 1, 2 and 3"),
         (PretrainStudyConfig(tiers=(1,), recipes=("slip",)), "none of them"),
-        (PretrainStudyConfig(minutes=(0.0, 1.0)), "positive"),
+        (PretrainStudyConfig(minutes=(0.0, 1.0, 1.0)), "positive"),
     ],
 )
 def test_bad_studies_are_refused(config, word):
@@ -119,18 +147,23 @@ def test_study_command_stops_and_goes_on(tmp_path):
         rows[name]["split"] = "test" if number >= 24 else "train"
     (folder / "captions.json").write_text(json.dumps(rows))
     config = PretrainStudyConfig(data="captions", data_root=folder, recipes=("clip", "flip50"), tiers=(1,),
-                                 seeds=(1, 1), minutes=(0.005, 0.005), batch_size=8, rounds=1,
+                                 seeds=(1, 1, 1), minutes=(0.005, 0.005, 0.005), batch_size=8, rounds=1,
                                  out=tmp_path / "study")  # fmt: skip
     former = torch.get_num_threads()
     try:
         pretrain_study.main(replace(config, recipes=("clip",)))
-        first = (tmp_path / "study/runs/tier1-clip-seed0/clip.safetensors").stat().st_mtime_ns
+        first = json.loads((tmp_path / "study/pretrain_study.json").read_text())["rows"]
+        # what a study needs of a finished run is its manifest and its log: it may go on where only these were taken to
+        for path in (tmp_path / "study/runs/tier1-clip-seed0").iterdir():
+            if path.name not in ("clip.json", "log.jsonl"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         pretrain_study.main(config)
     finally:
         torch.set_num_threads(former)
-    assert (tmp_path / "study/runs/tier1-clip-seed0/clip.safetensors").stat().st_mtime_ns == first
+    assert not (tmp_path / "study/runs/tier1-clip-seed0/clip.safetensors").exists()
     found = json.loads((tmp_path / "study/pretrain_study.json").read_text())
     assert [row["recipe"] for row in found["rows"]] == ["clip", "flip50"] and found["num_finished"] == 2
+    assert found["rows"][:1] == first
     for row in found["rows"]:
         assert row["steps"] >= 2 and row["seconds"] > 0 and row["macs"] > 0 and "captions t2i@5" in row["metrics"]
     assert {one["metric"] for one in found["against_clip"]} == set(found["rows"][0]["metrics"])
