@@ -18,29 +18,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from eval.pretrain_study_jobs import ABLATIONS, TIERS, Job
 from eval.pretrain_study_report import as_lines, draw, study_rows, verdicts
 from patchrank.atomic import write_json
 from patchrank.errors import UserError
 from patchrank.pretrain.config import PretrainConfig
 from patchrank.pretrain.cost import run_macs
 from patchrank.pretrain.loop import open_run, train_step
-from patchrank.pretrain.recipes import RECIPES
 from patchrank.provenance import command, machine, versions
-
-FIRST = ("clip", "flip50", "att2x50", "aclip", "pgs-0.5", "aclip_fast")
-"""Recipes of tier 1: the papers', and our fast one, which has to match aclip. lit needs a checkpoint of real pictures
-and is no part of the study."""
-SECOND = ("clip", *(name for name in RECIPES if name not in (*FIRST, "lit")))
-"""Recipes of tier 2: the others, and clip to compare them with."""
-ABLATIONS = {
-    "pgs-0.5-no-edges": ("pgs-0.5", "pgs-no-edges"),
-    "pgs-0.5-no-transport": ("pgs-0.5", "pgs-no-transport"),
-    "att2x50-text": ("att2x50", "text"),
-}
-"""Name of a run -> recipe and the masker in its place."""
-THIRD = (*dict.fromkeys(recipe for recipe, _ in ABLATIONS.values()), *ABLATIONS)
-"""Runs of tier 3: single ideas switched off or exchanged, and the recipes that they belong to."""
-TIERS = (FIRST, SECOND, THIRD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,20 +58,6 @@ class PretrainStudyConfig:
     """Write the plan and stop."""
     out: Path = Path("out/pretrain-study")
     """Folder of plan.json, the runs, pretrain_study.json and its figures."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of the queue."""
-
-    recipe: str
-    tier: int
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Folder of the run."""
-        return f"tier{self.tier}-{self.recipe}-seed{self.seed}"
 
 
 def main(config: PretrainStudyConfig) -> None:
@@ -239,7 +210,7 @@ def write_table(config: PretrainStudyConfig, jobs: list[Job], plan: dict) -> Non
 
 
 def _check(config: PretrainStudyConfig) -> None:
-    known = dict.fromkeys((*FIRST, *SECOND, *THIRD))
+    known = dict.fromkeys(name for names in TIERS for name in names)
     unknown = [name for name in config.recipes if name not in known]
     if unknown:
         raise UserError(f"--recipes {unknown[0]}: not in the study; choose among {', '.join(known)}")

@@ -41,9 +41,10 @@ def study_rows(out: Path, jobs: list) -> list[dict]:
                 "teacher_share": statistics.median(row["teacher_share"] for row in rates) if rates else None,
                 "metrics": recipe["metrics"].get("test", {}),
                 "checks": [
-                    {"seconds": seconds * row["step"] / steps, "macs": macs * row["step"] / steps, **checked}
+                    {"seconds": seconds * done / macs, "macs": done, **checked}
                     for row in log
                     if (checked := {name: value for name, value in row.items() if " " in name})
+                    and (done := macs_of_run(settings, row["step"]))
                 ],
                 "num_test": recipe["num_test"],
             }
@@ -51,9 +52,9 @@ def study_rows(out: Path, jobs: list) -> list[dict]:
     return rows
 
 
-def macs_of_run(settings: dict) -> int:
-    """Multiply-accumulates of all steps of a run, from its saved settings."""
-    return run_macs(PretrainConfig(**settings))
+def macs_of_run(settings: dict, until: int | None = None) -> int:
+    """Multiply-accumulates of all steps of a run, or of the first ones, from its saved settings."""
+    return run_macs(PretrainConfig(**settings), until)
 
 
 def spread(rows: list[dict], metric: str) -> tuple[float, float]:

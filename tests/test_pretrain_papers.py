@@ -10,8 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from patchrank.pretrain.colour import COLOURS, Colour
 from patchrank.pretrain.config import PretrainConfig
+from patchrank.pretrain.distributed import with_joined_norms
 from patchrank.pretrain.learner import _terms
-from patchrank.pretrain.loop import across_processes, open_run, train_step
+from patchrank.pretrain.loop import open_run, train_step
 from patchrank.pretrain.recipes import RECIPES
 from patchrank.pretrain.schedule import learning_rate
 
@@ -113,6 +114,6 @@ def test_a_step_keeps_scale_and_patch_embedding_where_they_belong(pairs, tmp_pat
 
 
 def test_batch_norms_of_several_gpus_are_joined_in_the_teacher_too(pairs, tmp_path):
-    learner = across_processes(open_run(tiny(pairs, tmp_path, recipe="aclip")).learner)
+    learner = with_joined_norms(open_run(tiny(pairs, tmp_path, recipe="aclip")).learner)
     norms = {name: type(module) for name, module in learner.named_modules() if isinstance(module, _BatchNorm)}
     assert set(norms.values()) == {nn.SyncBatchNorm} and any(name.startswith("teacher.heads") for name in norms)

@@ -17,7 +17,8 @@ from patchrank.pretrain.cost import as_lines, cost_table, num_tokens, recipe_mac
 from patchrank.pretrain.draws import generator
 from patchrank.pretrain.evaluate import image_features
 from patchrank.pretrain.loop import open_run, train_step
-from patchrank.pretrain.maskers import MaskSpec
+from patchrank.pretrain.maskers import MASKERS, MaskSpec
+from patchrank.pretrain.masking.pgs import PgsMasker
 from patchrank.pretrain.objectives import OBJECTIVES, Encoded, caption_ids
 from patchrank.pretrain.recipes import FULL, RECIPES
 from patchrank.pretrain.rules import check
@@ -188,3 +189,26 @@ def test_distinct_texts_change_nothing_but_the_work(pairs, tmp_path):
 def test_unknown_mask_is_refused():
     with pytest.raises(UserError, match="unknown"):
         MaskSpec(masker="atentive")
+
+
+def test_progress_of_the_run_reaches_the_masker(pairs, tmp_path, monkeypatch):
+    seen = []
+
+    class Spy(PgsMasker):
+        def __call__(self, context):
+            seen.append(context.progress)
+            assert context.token_BNC.shape == (8, 16, 32) and not context.token_BNC.requires_grad
+            return super().__call__(context)
+
+    monkeypatch.setitem(MASKERS, "pgs", Spy())
+    run = open_run(tiny(pairs, tmp_path, recipe="pgs-0.5", num_steps=5, num_warmup=1, batch_size=8, tuning=0.0))
+    for step in (0, 2, 4):
+        train_step(run, step)
+    assert seen == [0.0, 0.5, 1.0]
+
+
+def test_similarities_of_a_masker_are_counted_for_the_anchors_that_it_draws():
+    config = PretrainConfig(recipe="pgs-0.5", data="flickr8k")
+    tower, spec = config.tower_config(), MaskSpec(masker="pgs-no-transport", keep=0.5)
+    found = view_macs(tower, spec).frozen - view_macs(tower, MaskSpec(masker="random", keep=0.5)).frozen
+    assert found == 64 * 4 * (3 * 64 + 1 + tower.width)

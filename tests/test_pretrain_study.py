@@ -15,17 +15,8 @@ from pretrain_pairs import write_pairs
 from eval import pretrain_cost, pretrain_study
 from eval.pretrain_cost import PretrainCostConfig
 from eval.pretrain_steps import build, peak_resident, small_config, step_seconds, towers_of
-from eval.pretrain_study import (
-    ABLATIONS,
-    FIRST,
-    Job,
-    PretrainStudyConfig,
-    make_plan,
-    minutes_of,
-    num_steps,
-    pretrain_config,
-    queue,
-)
+from eval.pretrain_study import PretrainStudyConfig, make_plan, minutes_of, num_steps, pretrain_config, queue
+from eval.pretrain_study_jobs import ABLATIONS, FIRST, Job
 from eval.pretrain_study_report import as_lines, macs_of_run, spread, study_rows, verdicts
 from patchrank.errors import UserError
 from patchrank.pretrain.config import PretrainConfig
@@ -105,6 +96,8 @@ def test_unfinished_runs_are_no_rows_and_macs_are_those_of_the_recipe(tmp_path):
         for name, tuning in (("clip", 0.0), ("flip50", 0.0), ("flip50", 0.1))
     )
     assert 0.5 < masked / plain < 0.7 and tuned == pytest.approx(0.9 * masked + 0.1 * plain, rel=1e-6)
+    settings = PretrainConfig(recipe="flip50", data="flickr8k", tuning=0.1, num_steps=1000).settings()
+    assert macs_of_run(settings, 900) == pytest.approx(0.9 * masked, rel=1e-6)
 
 
 @pytest.mark.parametrize(

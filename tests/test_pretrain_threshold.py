@@ -13,7 +13,7 @@ from patchrank.pretrain.__main__ import main
 from patchrank.pretrain.distributed import World
 from patchrank.pretrain.draws import generator
 from patchrank.pretrain.loop import open_run, save, state_path, train_step
-from patchrank.pretrain.maskers import MaskContext, MaskSpec, mask
+from patchrank.pretrain.maskers import MaskContext, MaskSpec, Selection, encode_masked, mask
 from patchrank.pretrain.masking.cluster import ClusterMasker
 from patchrank.pretrain.rules import check
 
@@ -24,7 +24,7 @@ def pairs(tmp_path_factory):
 
 
 def eclip(pairs, out, **changes):
-    return tiny(pairs, out, recipe="eclip", **(dict(num_steps=4, num_warmup=1, batch_size=8) | changes))
+    return tiny(pairs, out, **(dict(recipe="eclip", num_steps=4, num_warmup=1, batch_size=8) | changes))
 
 
 def scores(run) -> torch.Tensor:
@@ -109,3 +109,49 @@ def test_only_eclip_s_own_masks_have_one(pairs, tmp_path):
     context = MaskContext(image_BCHW=torch.zeros(1, 3, 32, 32), patch_size=8, generator=torch.Generator())
     with pytest.raises(ValueError, match="no threshold yet"):
         mask(open_spec, context)
+
+
+def test_padding_of_a_bounded_mask_is_blocked_in_training_too(pairs, tmp_path):
+    run = open_run(eclip(pairs, tmp_path))
+    batch, view, tower = run.batches.at(0), run.config.row.views[0], run.pair.tower
+    image_BCHW, chance = batch.view_VBCHW[0], generator(0, "mask", 0)
+    chosen = mask(view.mask, MaskContext(image_BCHW=image_BCHW, patch_size=8, generator=chance))
+    assert not chosen.valid_BK.all()
+    with torch.no_grad():
+        text_BL = torch.zeros(8, 1, dtype=torch.int64)
+        found_VBD, _, kept = run.learner._encode(batch, (view,), None, text_BL, 0.0, generator(0, "mask", 0))
+        for row in range(8):
+            real = Selection(chosen.keep_BK[row : row + 1, chosen.valid_BK[row]])
+            alone_BD = tower.proj(encode_masked(tower, tower.embed(image_BCHW[row : row + 1]), real))
+            torch.testing.assert_close(found_VBD[0, row : row + 1], alone_BD, atol=1e-5, rtol=1e-4)
+    assert float(kept) == pytest.approx(float(chosen.valid_BK.sum(1).double().mean()) / 16)
+
+
+def test_the_kept_share_is_logged(pairs, tmp_path):
+    found = train_step(open_run(eclip(pairs, tmp_path / "eclip")), 0)
+    assert 0.2 < found["kept"] < 11 / 16
+    assert train_step(open_run(eclip(pairs, tmp_path / "flip", recipe="flip50")), 0)["kept"] == 0.5
+    assert train_step(open_run(eclip(pairs, tmp_path / "clip", recipe="clip")), 0)["kept"] == 1.0
+
+
+def test_any_recipe_may_count_each_picture_apart(pairs, tmp_path):
+    run = open_run(eclip(pairs, tmp_path, recipe="pgs-0.5", masker="pgs-pixels", least=0.3))
+    spec = run.config.row.views[0].mask
+    assert (spec.masker, spec.least, spec.mean_keep) == ("pgs-pixels", 0.3, None)
+    assert spec.keep == pytest.approx(0.7) and spec.threshold == -run.config.threshold
+    shares = [train_step(run, step)["kept"] for step in range(3)]
+    assert all(0.3 < share < 0.7 for share in shares) and len(set(shares)) > 1
+    # the recipe's own masker is no other masker
+    assert eclip(pairs, tmp_path, masker="cluster").row == eclip(pairs, tmp_path).row
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [(dict(recipe="clip", least=0.3), "masks nothing"), (dict(recipe="flip50", least=0.6), "must lie in"),
+     (dict(recipe="pgs-0.5", least=0.3), "pgs-pixels"), (dict(recipe="att2x50", least=0.3), "do not change"),
+     (dict(recipe="flip50_fold", least=0.3), "no fold"), (dict(recipe="eclip", threshold=3.0), "is a cosine"),
+     (dict(recipe="flip50", threshold=0.1), "leave it out"), (dict(recipe="att2x50", masker="pgs"), "blocks of them")],
+)  # fmt: skip
+def test_counts_that_cannot_be_are_refused(pairs, tmp_path, changes, word):
+    with pytest.raises(UserError, match=word):
+        check(eclip(pairs, tmp_path, **changes))

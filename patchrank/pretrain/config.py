@@ -41,6 +41,9 @@ class PretrainConfig:
     threshold: float | None = None
     """Recipe eclip: patches fall that are more alike (cosine) to an anchor than this; without it, the value that keeps
     half of the patches on average is searched for before the first step."""
+    least: float | None = None
+    """A count for each picture in place of one for all: it keeps at least this share of its patches, at most as much
+    above the recipe's share, which stays the mean (a threshold is searched for); padding is blocked as a key."""
     contrast: str = "clip"
     """Contrastive loss: clip, or siglip in its place."""
     weights: tuple[str, ...] = ()
@@ -186,10 +189,13 @@ class PretrainConfig:
         return replace(recipe, views=views, terms=terms, gather_grad=gather_grad)
 
     def _mask(self, spec: MaskSpec) -> MaskSpec:
-        if self.masker is not None and spec.keep < 1.0:
+        if self.masker not in (None, spec.masker) and spec.keep < 1.0:
             # a threshold belongs to the scores of one masker; another keeps the same share of every picture
             fixed = {} if spec.mean_keep is None else dict(keep=spec.mean_keep, least=None, mean_keep=None)
-            return replace(spec, masker=self.masker, **fixed)
+            spec = replace(spec, masker=self.masker, **fixed)
+        if self.least is not None and spec.keep < 1.0:
+            mean = spec.mean_keep or spec.keep
+            spec = replace(spec, least=self.least, keep=min(1.0, 2 * mean - self.least), mean_keep=mean)
         if self.threshold is not None and spec.mean_keep is not None:
             return replace(spec, threshold=-self.threshold, mean_keep=None)
         return spec

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from patchrank.macs import block_macs, cut_macs, embed_macs, finish_macs, head_macs
 from patchrank.pretrain.config import PretrainConfig
 from patchrank.pretrain.maskers import MASKERS, MaskSpec
+from patchrank.pretrain.masking.anchors import num_anchors
 from patchrank.pretrain.masking.cluster import ClusterMasker
 from patchrank.pretrain.masking.pgs import PgsMasker
 from patchrank.pretrain.recipes import RECIPES, Recipe
@@ -87,12 +88,12 @@ def view_macs(tower: TowerConfig, spec: MaskSpec) -> Macs:
 def _masker_macs(tower: TowerConfig, spec: MaskSpec) -> int:
     """Similarities between patches; the teacher's pass is counted apart."""
     masker, N = MASKERS[spec.masker], tower.num_patches
-    pixels = 3 * tower.patch_size**2 + (tower.width if "tokens" in masker.needs else 0)
+    pixels = 3 * tower.patch_size**2 + 1 + (tower.width if "tokens" in masker.needs else 0)
     if isinstance(masker, PgsMasker) and masker.transport:
         return N * N * pixels
     if isinstance(masker, (PgsMasker, ClusterMasker)):
         share = masker.candidates if isinstance(masker, PgsMasker) else masker.share
-        return N * max(1, round(N * share)) * pixels
+        return N * num_anchors(share, N) * pixels
     return 0
 
 
@@ -146,12 +147,11 @@ def recipe_macs(config: PretrainConfig, recipe: Recipe) -> Macs:
     return total
 
 
-def run_macs(config: PretrainConfig) -> int:
-    """All steps of a run: cheap start, main part and unmasked tuning."""
+def run_macs(config: PretrainConfig, until: int | None = None) -> int:
+    """All steps of a run (cheap start, main part and unmasked tuning), or the first `until` of them."""
     recipe, num = config.row, config.num_steps
-    phases = Counter(
-        recipe.views_at(step, num, config.cheap_start, config.cheap_keep, config.tuning) for step in range(num)
-    )
+    steps = range(num if until is None else until)
+    phases = Counter(recipe.views_at(step, num, config.cheap_start, config.cheap_keep, config.tuning) for step in steps)
     each = {views: recipe_macs(config, replace(recipe, views=views)).step for views in phases}
     return config.batch_size * sum(count * each[views] for views, count in phases.items())
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchrank.errors import UserError
 
@@ -98,6 +98,11 @@ def joined_list(own: list) -> list:
     parts: list[list] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(parts, own)
     return [item for part in parts for item in part]
+
+
+def with_joined_norms(model: nn.Module) -> nn.Module:
+    """The model with batch norms over the pictures of all processes; for GPUs."""
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def barrier() -> None:

@@ -85,10 +85,10 @@ class Learner(nn.Module):
     def forward(
         self, batch: Batch, views: tuple[View, ...], progress: float, chance: torch.Generator
     ) -> dict[str, Tensor]:
-        """Terms of a part of a batch by name, their weighted sum as "loss", and "hits".
+        """Terms of a part of a batch by name, their weighted sum as "loss", "hits" and "kept".
 
-        Hits: share of pictures whose nearest text is true for them. Args: a batch on the CPU; the views' masks at this
-        step; progress of the run in [0, 1]; chance of the masks.
+        Hits: share of pictures whose nearest text is true for them; kept: share of the patches that the views keep.
+        Args: a batch on the CPU; the views' masks at this step; progress of the run in [0, 1]; chance of the masks.
         """
         device = self.pair.log_scale.device
         token_UL = self.pair.text.tokenize(batch.texts)
@@ -99,7 +99,7 @@ class Learner(nn.Module):
         with self._autocast():
             text_UD = by_length(self.pair.text, token_UL) if self.recipe.locked else self.pair.text(token_UL)
             seen = self._look(batch, views, device)
-            feature_VBD, pooled_VBT = self._encode(batch, views, seen, token_UL[text_B], progress, chance)
+            feature_VBD, pooled_VBT, kept = self._encode(batch, views, seen, token_UL[text_B], progress, chance)
         text_UD = text_UD.float()
         encoded = Encoded(
             feature_VBD=feature_VBD.float(),
@@ -115,7 +115,7 @@ class Learner(nn.Module):
             generator=chance,
             **self._ids(batch, device),
         )
-        return self._losses(encoded, text_UD, batch)
+        return self._losses(encoded, text_UD, batch) | ({} if kept is None else {"kept": kept})
 
     def _ids(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
         """Which captions are true for which pictures, as processes tell each other."""
@@ -139,14 +139,14 @@ class Learner(nn.Module):
     def _encode(
         self, batch: Batch, views: tuple[View, ...], seen: TeacherView | None, token_BL: Tensor, progress: float,
         chance: torch.Generator,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """Features (V, B, D), and the same before the projection (V, B, T)."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+        """Features (V, B, D), the same before the projection (V, B, T), and the share of patches that views keep."""
         tower, device = self.pair.tower, token_BL.device
         if self.recipe.locked:
             with torch.no_grad():
                 known = batch.feature_BD
-                return (tower(batch.image_BCHW.to(device)) if known is None else known.to(device))[None], None
-        pooled = []
+                return (tower(batch.image_BCHW.to(device)) if known is None else known.to(device))[None], None, None
+        pooled, kept = [], []
         for number, view in enumerate(views):
             image_BCHW = batch.view_VBCHW[number].to(device)
             x_BLC = tower.embed(image_BCHW)
@@ -163,9 +163,11 @@ class Learner(nn.Module):
                 text_BD=self.teacher.text(token_BL) if "text" in needs else None,
                 block=view.mask.block,
             )
-            pooled.append(encode_masked(tower, x_BLC, mask(view.mask, context), view.mask.rest))
+            selection = mask(view.mask, context)
+            pooled.append(encode_masked(tower, x_BLC, selection, view.mask.rest))
+            kept.append(torch.ones((), device=device) if selection is None else selection.share(context.num_patches))
         pooled_VBT = torch.stack(pooled)
-        return tower.proj(pooled_VBT), pooled_VBT
+        return tower.proj(pooled_VBT), pooled_VBT, torch.stack(kept).mean()
 
     def _losses(self, encoded: Encoded, text_UD: Tensor, batch: Batch) -> dict[str, Tensor]:
         device = text_UD.device

@@ -18,14 +18,14 @@ from patchrank.preprocess import Preprocess
 from patchrank.pretrain.ahead import Ahead
 from patchrank.pretrain.batches import Batches
 from patchrank.pretrain.config import PretrainConfig
-from patchrank.pretrain.cost import num_tokens
 from patchrank.pretrain.curriculum import CURRICULA, Pace
-from patchrank.pretrain.distributed import World, barrier, sum_over_ranks
+from patchrank.pretrain.distributed import World, barrier, sum_over_ranks, with_joined_norms
 from patchrank.pretrain.draws import generator
 from patchrank.pretrain.evaluate import Look, check_pair, open_checks
 from patchrank.pretrain.journal import RunLog
 from patchrank.pretrain.learner import Learner
 from patchrank.pretrain.locked import Locked, locked_start
+from patchrank.pretrain.meter import Meter
 from patchrank.pretrain.model import build_pair, parameter_groups
 from patchrank.pretrain.pairs import SHARDS, load_pairs
 from patchrank.pretrain.pictures import Pictures
@@ -93,7 +93,7 @@ def open_run(config: PretrainConfig, world: World | None = None) -> Run:
     batches = Batches(config, source, preprocess, world, feature_ND)
     learner = Learner(pair, config, config.seed, alone=world.size == 1).to(device)
     if world.size > 1 and config.device == "cuda":
-        learner = across_processes(learner)
+        learner = with_joined_norms(learner)
     groups = parameter_groups(learner, config.weight_decay)
     optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), eps=config.epsilon)
     progress = Progress()
@@ -102,11 +102,6 @@ def open_run(config: PretrainConfig, world: World | None = None) -> Run:
     wrapped = learner if world.size == 1 else DistributedDataParallel(learner)
     ahead = Ahead(batches) if config.workers else None
     return Run(config, learner, wrapped, optimiser, batches, preprocess, progress, ahead, world, locked)
-
-
-def across_processes(learner: Learner) -> Learner:
-    """The learner with batch norms over the pictures of all processes, those of the teacher's heads as well."""
-    return nn.SyncBatchNorm.convert_sync_batchnorm(learner)
 
 
 def _settings(config: PretrainConfig, world: World) -> dict[str, Any]:
@@ -179,30 +174,6 @@ def _not_finite(step: int, loss: float, norm: float, ids: list[str]) -> UserErro
     )
 
 
-class Meter:
-    """How fast a run goes: pictures and tokens a second, and the teacher's share, since the last reading."""
-
-    def __init__(self, run: Run) -> None:
-        self._run, self._pictures = run, 0
-        self._tokens = num_tokens(run.config, run.config.row)
-        self._since = time.monotonic()
-        run.learner.teacher_seconds = 0.0
-
-    def count(self) -> None:
-        """One more step."""
-        self._pictures += self._run.config.batch_size
-
-    def read(self) -> dict[str, float]:
-        """Rates since the last call. On a GPU the teacher's share is that of launching its kernels."""
-        if self._run.config.device == "cuda":
-            torch.cuda.synchronize()
-        seconds = max(time.monotonic() - self._since, 1e-9)
-        rate = self._pictures / seconds
-        share = self._run.learner.teacher_seconds / seconds
-        self._pictures, self._since, self._run.learner.teacher_seconds = 0, time.monotonic(), 0.0
-        return {"images_per_s": rate, "tokens_per_s": rate * self._tokens, "teacher_share": share}
-
-
 def train(run: Run, until: Callable[[Progress], bool] | None = None) -> None:
     """All steps that are left, with checks, log rows and states on disk as the config asks; checks are not timed.
 
@@ -213,7 +184,7 @@ def train(run: Run, until: Callable[[Progress], bool] | None = None) -> None:
     bar = tqdm(total=config.num_steps * config.batch_size, initial=start.step * config.batch_size, unit=" images",
                unit_scale=True, smoothing=0.05, desc=config.recipe, disable=not run.world.leads)  # fmt: skip
     log = RunLog(config.out, start.step, config.tensorboard) if run.world.leads else None
-    meter, rates = Meter(run), ""
+    meter, rates = Meter(config, run.learner), ""
     with bar:
         for step in range(start.step, config.num_steps):
             found = train_step(run, step)

@@ -36,8 +36,9 @@ def kept_patches(learner: Learner, image_BCHW: Tensor, texts: list[str], spec: M
         text_BD=learner.pair.text(token_BL) if "text" in needs else None,
         block=spec.block,
     )
-    keep_BK = mask(spec, context).keep_BK
-    return torch.zeros(len(image_BCHW), tower.config.num_patches, dtype=torch.bool).scatter(1, keep_BK, True)
+    chosen = mask(spec, context)
+    real_BK = torch.ones_like(chosen.keep_BK, dtype=torch.bool) if chosen.valid_BK is None else chosen.valid_BK
+    return torch.zeros(len(image_BCHW), tower.config.num_patches, dtype=torch.bool).scatter(1, chosen.keep_BK, real_BK)
 
 
 def draw_masks(path, learner: Learner, image_BCHW: Tensor, texts: list[str], keep: float = 0.5) -> None:

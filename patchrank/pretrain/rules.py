@@ -1,6 +1,7 @@
 """The rules of a run's values, all that needs no data: one line for each that is broken."""
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -21,6 +22,7 @@ def check(config: PretrainConfig, num_processes: int = 1) -> None:
     if config.contrast not in ("clip", "siglip"):
         raise UserError(f"--contrast {config.contrast}: unknown; choose clip or siglip")
     _check_masker(config)
+    _check_least(config)
     _check_threshold(config)
     _check_weights(config)
     for names in (config.data, config.eval_data or config.data):
@@ -84,18 +86,40 @@ def _check_masker(config: PretrainConfig) -> None:
         raise UserError(f"--masker {name}: unknown; choose one of {', '.join(MASKERS)}")
     if all(view.mask.keep >= 1.0 for view in recipe.views):
         raise UserError(f"--masker {name}: {config.recipe} masks nothing; choose a recipe that does, such as flip50")
+    if name.startswith("pgs") and any(view.mask.block > 1 for view in recipe.views):
+        raise UserError(f"--masker {name}: protects patches, {config.recipe} keeps blocks of them; use it with flip50")
     if "teacher" in MASKERS[name].needs and recipe.teacher is None:
         raise UserError(f"--masker {name}: asks a teacher; choose a recipe that has one, such as att1x50")
+
+
+def _check_least(config: PretrainConfig) -> None:
+    if config.least is None:
+        return
+    said = f"--least {config.least}"
+    specs = [view.mask for view in replace(config, least=None, threshold=None).row.views if view.mask.keep < 1.0]
+    if not specs:
+        raise UserError(f"{said}: {config.recipe} masks nothing; leave it out")
+    mean = min(spec.mean_keep or spec.keep for spec in specs)
+    if not 0 < config.least <= mean:
+        raise UserError(f"{said}: must lie in (0, {mean:g}], the share that {config.recipe} keeps on average")
+    for spec in specs:
+        if MASKERS[spec.masker].needs or spec.block > 1 or spec.rest != "drop":
+            raise UserError(
+                f"{said}: needs scores of patches that do not change in the run, and no fold; use it with "
+                "--recipe eclip, or --recipe pgs-0.5 --masker pgs-pixels"
+            )
 
 
 def _check_threshold(config: PretrainConfig) -> None:
     if config.threshold is None:
         return
     said = f"--threshold {config.threshold}"
-    if config.masker is not None or all(view.mask.mean_keep is None for view in RECIPES[config.recipe].views):
-        raise UserError(f"{said}: only the masks of --recipe eclip have one; leave it out")
-    if not -1 <= config.threshold <= 1:
-        raise UserError(f"{said}: is a cosine, must lie in [-1, 1]; without it one is searched for")
+    specs = [view.mask for view in replace(config, threshold=None).row.views if view.mask.mean_keep is not None]
+    if not specs:
+        raise UserError(f"{said}: only the masks of --recipe eclip, or with --least, have one; leave it out")
+    most = 2 if specs[0].masker.startswith("pgs") else 1  # a transport plan adds up to 1 to the cosine
+    if not -1 <= config.threshold <= most:
+        raise UserError(f"{said}: is a cosine, must lie in [-1, {most}]; without it one is searched for")
 
 
 def _check_weights(config: PretrainConfig) -> None:

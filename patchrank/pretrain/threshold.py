@@ -17,7 +17,6 @@ from patchrank.pretrain.distributed import World, sum_over_ranks
 from patchrank.pretrain.draws import generator
 from patchrank.pretrain.maskers import MASKERS, MaskContext, mask
 from patchrank.pretrain.masking.keep_set import search_threshold
-from patchrank.pretrain.recipes import RECIPES
 from patchrank.pretrain.shards import ShardStream
 from patchrank.pretrain.state import read_settings
 
@@ -75,7 +74,8 @@ def kept_share(config: PretrainConfig, batch: Batch) -> float:
 
 def as_line(config: PretrainConfig, batch: Batch) -> str:
     """What the threshold of a config does, with the share that it leaves of a batch."""
-    row = next(view.mask for view in RECIPES[config.recipe].views if view.mask.mean_keep is not None)
+    views = replace(config, threshold=None).row.views
+    row = next(view.mask for view in views if view.mask.mean_keep is not None)
     return (
         f"threshold {config.threshold:.4f}: patches that are more alike to an anchor fall; meant to keep "
         f"{100 * row.mean_keep:.0f} % on average, at most {100 * row.keep:.0f} % of a picture; of this batch it keeps "

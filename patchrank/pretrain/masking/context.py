@@ -83,3 +83,10 @@ class Selection:
     """int64, ascending in every row; without prefix tokens. Rows with padding: the real ones first, ascending."""
     valid_BK: Tensor | None = None
     """bool, False = padding (per-image ratios only); None: every entry is real."""
+
+    def share(self, num_patches: int) -> Tensor:
+        """Share of all patches that is kept, mean over pictures; scalar float32."""
+        num_kept = self.keep_BK.shape[1]
+        if self.valid_BK is None:
+            return torch.tensor(num_kept / num_patches, device=self.keep_BK.device)
+        return self.valid_BK.float().mean() * num_kept / num_patches

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from patchrank.pretrain.masking.anchors import draw_anchors, num_anchors
 from patchrank.pretrain.masking.context import MaskContext
+from patchrank.pretrain.masking.keep_set import keep_best
 from patchrank.pretrain.masking.similarity import blended_cosine, unit_patches
 from patchrank.pretrain.masking.sinkhorn import sinkhorn_plan
 from patchrank.pretrain.masking.sobel import edge_map
-from patchrank.tokens import keep_top
 
 CANDIDATE_SCORE = -100.0
 """Below every other score: a candidate falls first."""
@@ -22,10 +22,13 @@ PROTECTED_SCORE = 100.0
 """Added to a protected patch's edge in [0, 1]: it falls last, weakest edge first where too few others can fall."""
 
 
-def protected_patches(edge_BN: Tensor, share: float) -> Tensor:
-    """The `share` of patches with the most edge, those without any left out: (B, N) bool; ties to the lowest index."""
+def protected_patches(edge_BN: Tensor, share: float, tie_BN: Tensor | None = None) -> Tensor:
+    """The `share` of patches with the most edge, those without any left out: (B, N) bool.
+
+    Args: tie (B, N): noise that decides between equal edges, the higher is taken; None: the lowest index.
+    """
     num = int(share * edge_BN.shape[1] + 1e-9)
-    among_BN = torch.zeros_like(edge_BN, dtype=torch.bool).scatter(1, keep_top(edge_BN, num), True)
+    among_BN = torch.zeros_like(edge_BN, dtype=torch.bool).scatter(1, keep_best(edge_BN, num, tie_BN), True)
     return among_BN & (edge_BN > 0)
 
 
@@ -36,7 +39,8 @@ class PgsMasker:
     1. Protected: the `protect` share of patches with the most pixel edge (`sobel.edge_map`).
     2. Candidates: 5 % of the patches, drawn uniformly among the unprotected.
     3. Resemblance S: cosine of standardised pixels, handed over to embeddings as the run goes on.
-    4. Optimal transport: Q = S + weight * plan / rowmax(plan), plan = Sinkhorn of exp(S / temperature).
+    4. Optimal transport: Q = S + weight * plan / rowmax(plan), plan = Sinkhorn of exp(S / temperature) without its
+       diagonal: what a patch sends to itself is most of its mass, and would leave next to nothing of all other entries.
     5. score_j = -max over candidates c of Q[c, j].
     Candidates are a hint that protection may overrule; a share of protected patches that leaves too few to fall gives
     way, weakest edge first.
@@ -62,7 +66,8 @@ class PgsMasker:
         edge_BN = protected_BN = None
         if self.edges:
             edge_BN = edge_map(context.image_BCHW, context.patch_size, context.pixel_std)
-            protected_BN = protected_patches(edge_BN, self.protect)
+            # chance decides between equal edges; patches that chance makes candidates come last
+            protected_BN = protected_patches(edge_BN, self.protect, 1 - context.noise_BN)
         candidate_BA = draw_anchors(context.noise_BN, num_anchors(self.candidates, context.num_patches), protected_BN)
         score_BN = -self.resemblance(context, candidate_BA).amax(1)
         score_BN = score_BN.scatter(1, candidate_BA, CANDIDATE_SCORE)
@@ -76,7 +81,9 @@ class PgsMasker:
             return blended_cosine(candidate_BA, unit_BNM, context.token_BNC, share)
         similarity_BNN = blended_cosine(None, unit_BNM, context.token_BNC, share)
         plan_BNN = sinkhorn_plan(similarity_BNN, self.temperature, self.num_sweeps)
-        scaled_BNN = similarity_BNN + self.plan_weight * plan_BNN / plan_BNN.amax(-1, keepdim=True)
+        plan_BNN.diagonal(dim1=1, dim2=2).zero_()
+        largest_BN1 = plan_BNN.amax(-1, keepdim=True).clamp_min(torch.finfo(plan_BNN.dtype).tiny)
+        scaled_BNN = similarity_BNN + self.plan_weight * plan_BNN / largest_BN1
         return scaled_BNN.gather(1, candidate_BA[..., None].expand(-1, -1, scaled_BNN.shape[-1]))
 
 

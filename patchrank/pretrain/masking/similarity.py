@@ -1,6 +1,6 @@
 """How alike two patches of a picture look: cosine of pixels, of embeddings, or a blend.
 
-Letters: B pictures, C, H, W of a picture, N patches, M features of a patch, Q query patches.
+Letters: B pictures, C, H, W of a picture, N patches, M features of a patch (one more than its values), Q query patches.
 """
 
 import torch
@@ -11,11 +11,12 @@ from patchrank.tokens import gather_tokens
 
 
 def unit_patches(image_BCHW: Tensor, patch_size: int) -> Tensor:
-    """Patches as rows (B, N, 3 * side^2) float32, each minus its own mean and scaled to length one.
+    """Patches as rows (B, N, 3 * side^2 + 1) float32, each minus its own mean and scaled to length one.
 
-    Products of such rows are cosines of standardised patches, as the standard deviation cancels. A flat patch
-    (deviation below 1e-4) has no direction and becomes zero. Source: E-CLIP (Wei et al. 2024) and PGS, where the
-    rounding noise of a flat patch is blown up instead.
+    Products of such rows are cosines of standardised patches, as the standard deviation cancels. Flat patches
+    (deviation below 1e-4) have one direction of their own, the last: they are alike and resemble nothing else.
+    Source: E-CLIP (Wei et al. 2024) and PGS. Deviation: there the rounding noise of a flat patch is blown up, and an
+    exactly flat one resembles nothing, not even itself, so that an even background stays and the object falls.
     """
     B, C, H, W = image_BCHW.shape
     split = image_BCHW.float().reshape(B, C, H // patch_size, patch_size, W // patch_size, patch_size)
@@ -23,7 +24,8 @@ def unit_patches(image_BCHW: Tensor, patch_size: int) -> Tensor:
     centred_BNM = patch_BNM - patch_BNM.mean(-1, keepdim=True)
     length_BN1 = centred_BNM.norm(dim=-1, keepdim=True)
     is_flat_BN1 = length_BN1 < 1e-4 * (patch_BNM.shape[-1] - 1) ** 0.5
-    return centred_BNM * torch.where(is_flat_BN1, 0.0, 1 / length_BN1)
+    unit_BNM = centred_BNM * torch.where(is_flat_BN1, 0.0, 1 / length_BN1)
+    return torch.cat([unit_BNM, is_flat_BN1.float()], dim=-1)
 
 
 def blended_cosine(
