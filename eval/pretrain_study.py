@@ -19,8 +19,9 @@ import torch
 from tqdm import tqdm
 
 from eval.pretrain_study_jobs import ABLATIONS, TIERS, Job
+from eval.pretrain_study_page import as_page
 from eval.pretrain_study_report import as_lines, draw, study_rows, verdicts
-from patchrank.atomic import write_json
+from patchrank.atomic import write_bytes, write_json
 from patchrank.errors import UserError
 from patchrank.pretrain.config import PretrainConfig
 from patchrank.pretrain.cost import run_macs
@@ -55,9 +56,9 @@ class PretrainStudyConfig:
     rounds: int = 3
     """Timed rounds of the plan."""
     plan_only: bool = False
-    """Write the plan and stop."""
+    """Write the plan, and the table of what is finished, and stop."""
     out: Path = Path("out/pretrain-study")
-    """Folder of plan.json, the runs, pretrain_study.json and its figures."""
+    """Folder of plan.json, the runs, and pretrain_study.json, .md and .png."""
 
 
 def main(config: PretrainStudyConfig) -> None:
@@ -68,6 +69,7 @@ def main(config: PretrainStudyConfig) -> None:
     for recipe, row in plan["recipes"].items():
         print(f"{recipe:14} {1000 * row['seconds_per_step']:7.0f} ms a step")
     if config.plan_only:
+        write_table(config, jobs, plan)
         return
     left = [job for job in jobs if not finished(config, job)]
     print(
@@ -199,12 +201,13 @@ def _start(config: PretrainStudyConfig, job: Job, plan: dict) -> subprocess.Pope
 
 
 def write_table(config: PretrainStudyConfig, jobs: list[Job], plan: dict) -> None:
-    """pretrain_study.json and its figures from what is finished."""
+    """pretrain_study.json, the same as a page, and its figures, from what is finished."""
     rows = study_rows(config.out, jobs)
     origin = {"command": command("eval"), "versions": versions(), "machine": machine()}
     setup = plan["setup"] | {"minutes": list(config.minutes), "num_runs": len(jobs), "num_finished": len(rows)}
     found = {f"against_{base}": verdicts(rows, base) for base in ("clip", "aclip")}
     write_json(config.out / "pretrain_study.json", origin | setup | {"rows": rows} | found)
+    write_bytes(config.out / "pretrain_study.md", as_page(rows, found, setup).encode())
     if rows:
         draw(config.out / "pretrain_study.png", rows)
 

@@ -98,11 +98,15 @@ def _against(mine: list[dict], plain: list[dict], metric: str) -> dict:
             "interval": [difference - half, difference + half], "verdict": verdict}  # fmt: skip
 
 
+def main_metrics(rows: list[dict]) -> list[str]:
+    """What tables show: accuracies, and of retrieval the MAIN one."""
+    metrics = dict.fromkeys(name for row in rows for name in row["metrics"])
+    return [name for name in metrics if "@" not in name or name.endswith(MAIN)]
+
+
 def as_lines(rows: list[dict]) -> str:
     """The table for a terminal: percent, mean over seeds."""
-    metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
-    metrics = [name for name in metrics if "@" not in name or name.endswith(MAIN)]
-    lines = []
+    metrics, lines = main_metrics(rows), []
     for tier, recipe in dict.fromkeys((row["tier"], row["recipe"]) for row in rows):
         own = [row for row in rows if (row["tier"], row["recipe"]) == (tier, recipe)]
         cells = [f"{100 * statistics.fmean(row['metrics'].get(name, math.nan) for row in own):.1f}" for name in metrics]

@@ -17,6 +17,7 @@ from eval.pretrain_cost import PretrainCostConfig
 from eval.pretrain_steps import build, peak_resident, small_config, step_seconds, towers_of
 from eval.pretrain_study import PretrainStudyConfig, make_plan, minutes_of, num_steps, pretrain_config, queue
 from eval.pretrain_study_jobs import ABLATIONS, FIRST, Job
+from eval.pretrain_study_page import as_page
 from eval.pretrain_study_report import as_lines, macs_of_run, spread, study_rows, verdicts
 from patchrank.errors import UserError
 from patchrank.pretrain.config import PretrainConfig
@@ -87,6 +88,15 @@ def test_verdicts_need_more_than_the_interval():
     assert mean == pytest.approx(0.31) and error == pytest.approx((0.31 * 0.69 / 1000) ** 0.5)
     assert spread([row("clip", 0, 0.3), row("clip", 1, 0.5)], "toy accuracy")[1] == pytest.approx(0.1)
     assert "clip" in as_lines(rows)
+
+
+def test_page_says_what_leaves_zero_out():
+    rows = [row("clip", 0, 0.30), row("slip", 0, 0.50), row("flip50", 0, 0.31), row("clip", 0, 0.2, tier=2)]
+    setup = {"data": "toys", "batch_size": 8, "num_runs": 5, "num_finished": 4}
+    page = as_page(rows, {"against_clip": verdicts(rows)}, setup)
+    assert "4 of 5 runs" in page and page.count("\n## Tier") == 2
+    lines = {line.split(" | ")[0].strip("| "): line for line in page.splitlines() if line.startswith("| ")}
+    assert "50.0 (**+20.0** [15.8, 24.2])" in lines["slip"] and "31.0 (+1.0 [-3.0, 5.0])" in lines["flip50"]
 
 
 def test_unfinished_runs_are_no_rows_and_macs_are_those_of_the_recipe(tmp_path):
@@ -160,6 +170,7 @@ def test_study_command_stops_and_goes_on(tmp_path):
     for row in found["rows"]:
         assert row["steps"] >= 2 and row["seconds"] > 0 and row["macs"] > 0 and "captions t2i@5" in row["metrics"]
     assert {one["metric"] for one in found["against_clip"]} == set(found["rows"][0]["metrics"])
+    assert "2 of 2 runs" in (tmp_path / "study/pretrain_study.md").read_text()
 
 
 @pytest.mark.system
