@@ -40,7 +40,8 @@ def study_gain(files: Files, recipe: str, base: str, flags: str = "") -> Found:
     """Points by which a pretraining recipe is ahead of another in the study: mean over its data sets' main metrics.
 
     Main metrics are accuracy, and recall from text to image at 5. Both recipes are of the same tier (equal budget);
-    the interval adds those of the metrics as independent ones. Args: flags of the study that has both recipes.
+    the interval adds those of the metrics as independent ones. A recipe of tier 1 counts once it has two seeds; the
+    other tiers have one by design. Args: flags of the study that has both recipes.
     """
     study = files.json("pretrain_study.json")
     rows = [row for row in study["rows"] if row["recipe"] in (recipe, base)]
@@ -49,8 +50,10 @@ def study_gain(files: Files, recipe: str, base: str, flags: str = "") -> Found:
     if not found:
         raise NotMeasured(COMMANDS["pretrain_study.json"] + flags)
     tier = found[0]["tier"]
-    value, half = mean_of([(one["difference"], one["interval"][1] - one["difference"]) for one in found])
     seeds = min(sum(row["recipe"] == name and row["tier"] == tier for row in rows) for name in (recipe, base))
+    if tier == 1 and seeds < 2:
+        raise NotMeasured(COMMANDS["pretrain_study.json"] + flags)
+    value, half = mean_of([(one["difference"], one["interval"][1] - one["difference"]) for one in found])
     names = ", ".join(one["metric"] for one in found)
     return Found(
         value=100 * value,

@@ -192,6 +192,8 @@ def test_pretraining(tmp_path):
         assert (found[claim]["ours"], found[claim]["verdict"]) == (ours and pytest.approx(ours), verdict), claim
     why = found["A-CLIP beats CLIP"]["why"]
     assert "30 processor minutes a run, 2 seeds, mean of a accuracy, b t2i@5" in why and "YFCC15M" in why
+    put(tmp_path, "pretrain_study.json", rows[::2], data="toys", minutes=[30, 10])
+    assert judged(tmp_path)["A-CLIP beats CLIP"]["ours"] is None, "half of tier 1 is no result yet"
     low, high = found["A-CLIP trains faster than SLIP"]["interval"]
     assert (low, high) == (pytest.approx(2.0 * 0.98 / 1.02), pytest.approx(2.0 * 1.02 / 0.98))
 
