@@ -92,10 +92,11 @@ def test_finished_run_computes_nothing_more(config, few_val):
 
 
 def test_dry_run_prints_the_table_and_draws_the_masks(config, capsys):
-    chosen = config(dry_run=True, recipe="aclip")
+    chosen = config(dry_run=True, recipe="aclip", least_area=0.5)
     main(chosen)
     said = capsys.readouterr().out
     assert "> aclip " in said and "x CLIP" in said and "see only 8 pictures at a time" in said
+    assert "holds all views of 8 of 8 pictures" in said
     assert [path.name for path in chosen.out.iterdir()] == ["masks.png"]
     with Image.open(chosen.out / "masks.png") as picture:
         assert picture.height > 16 * 32 and picture.width > len(MASKERS) * 32

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from patchrank.pretrain.boxes import draw_boxes, draw_enclosing, map_scores
+from patchrank.pretrain.boxes import draw_boxes, draw_enclosing, encloses, map_scores
 from patchrank.pretrain.maskers import MaskContext, MaskSpec, mask
 from patchrank.pretrain.teacher import TeacherView
 
@@ -52,6 +52,12 @@ def test_the_teacher_s_box_holds_every_view_and_stays_in_the_picture():
     assert (teacher_B4[:, None, :2] <= box_BV4[..., :2]).all()
     assert (stop_B2[:, None] >= box_BV4[..., :2] + box_BV4[..., 2:]).all()
     assert torch.equal(draw_enclosing(box_BV4, size_B2, chance(2)), teacher_B4)
+    assert encloses(teacher_B4, box_BV4).all()
+    for side in range(4):  # a pixel less at any side of a box and it holds that box no more
+        tight_B4 = box_BV4[:, 0].clone()
+        tight_B4[:, side % 2 + 2] -= 1
+        tight_B4[:, side % 2] += side // 2
+        assert encloses(box_BV4[:, 0], box_BV4[:, :1]).all() and not encloses(tight_B4, box_BV4[:, :1]).any()
     loose = (teacher_B4 != whole_boxes(size_B2)).any(1) & (box_BV4[:, 0] != teacher_B4).any(1)
     assert loose.float().mean() > 0.5, "boxes must be drawn, not just the whole picture or the tightest box"
 

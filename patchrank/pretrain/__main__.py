@@ -10,6 +10,7 @@ import torch
 from patchrank import cli
 from patchrank.atomic import write_json
 from patchrank.loading import save_clip
+from patchrank.pretrain.boxes import encloses
 from patchrank.pretrain.card import card, recipe_of
 from patchrank.pretrain.config import PretrainConfig
 from patchrank.pretrain.cost import as_lines, cost_table
@@ -70,6 +71,14 @@ def _cost_lines(run: Run) -> str:
         "GMAC/pair: billion multiply-accumulates (1 MAC = 2 FLOPs) of a training step for one picture and its caption; "
         "reported: the papers' time on their machines; x CLIP is what to expect here",
     ]
+    if batch.teacher_box_B4 is not None:
+        box_BV4, outer_B4 = batch.box_VB4.transpose(0, 1), batch.teacher_box_B4
+        num_good = int(encloses(outer_B4, box_BV4).sum())
+        share = float((box_BV4[..., 2:].prod(-1) / outer_B4[:, None, 2:].prod(-1)).mean())
+        said.append(
+            f"boxes: the teacher's holds all views of {num_good} of {len(outer_B4)} pictures of this batch; on average a "
+            f"view covers {100 * share:.0f} % of it"
+        )
     if any(view.mask.least is not None for view in config.row.views):
         said.append(as_line(config, batch))
     heads = {"simclr", "byol"} & set(config.row.terms)

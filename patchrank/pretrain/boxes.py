@@ -73,6 +73,14 @@ def draw_enclosing(box_BV4: Tensor, size_B2: Tensor, generator: torch.Generator)
     return torch.cat([start_B2, stop_B2 - start_B2], dim=-1)
 
 
+def encloses(outer_B4: Tensor, box_BV4: Tensor) -> Tensor:
+    """Whether a box of each picture (B, 4) contains all boxes of its views (B, V, 4): (B,) bool."""
+    outer_B14, box_end_BV2 = outer_B4[:, None], box_BV4[..., :2] + box_BV4[..., 2:]
+    starts_BV2 = box_BV4[..., :2] >= outer_B14[..., :2]
+    stops_BV2 = box_end_BV2 <= outer_B14[..., :2] + outer_B14[..., 2:]
+    return (starts_BV2 & stops_BV2).all(-1).all(-1)
+
+
 def map_scores(score_BN: Tensor, grid: tuple[int, int], from_B4: Tensor, to_B4: Tensor, out_grid) -> Tensor:
     """Scores of a map over one box, read bilinearly at the cell centres of another box: (B, h * w) float32.
 
