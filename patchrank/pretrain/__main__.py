@@ -76,7 +76,7 @@ def _cost_lines(run: Run) -> str:
         num_good = int(encloses(outer_B4, box_BV4).sum())
         share = float((box_BV4[..., 2:].prod(-1) / outer_B4[:, None, 2:].prod(-1)).mean())
         said.append(
-            f"boxes: the teacher's holds all views of {num_good} of {len(outer_B4)} pictures of this batch; on average a "
+            f"boxes: the teacher's holds all views of {num_good} of {len(outer_B4)} pictures; on average a "
             f"view covers {100 * share:.0f} % of it"
         )
     if any(view.mask.least is not None for view in config.row.views):
