@@ -99,6 +99,8 @@ def _check(config: PretrainCostConfig) -> None:
     for name, least in (("batch_size", 2), ("rounds", 1), ("threads", 1)):
         if getattr(config, name) < least:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be {least} or more")
+    if config.device not in ("cpu", "cuda"):
+        raise UserError(f"--device {config.device}: unknown; choose cpu or cuda")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
 

@@ -7,9 +7,8 @@ from the runs' files after every run.
 """
 
 import json
-import os
+import math
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -21,11 +20,13 @@ from tqdm import tqdm
 from eval.pretrain_study_jobs import ABLATIONS, TIERS, Job
 from eval.pretrain_study_page import as_page
 from eval.pretrain_study_report import as_lines, draw, study_rows, verdicts
+from eval.pretrain_study_runs import run_all
 from patchrank.atomic import write_bytes, write_json
 from patchrank.errors import UserError
 from patchrank.pretrain.config import PretrainConfig
 from patchrank.pretrain.cost import run_macs
 from patchrank.pretrain.loop import open_run, train_step
+from patchrank.pretrain.rules import check
 from patchrank.provenance import command, machine, versions
 
 
@@ -64,6 +65,7 @@ class PretrainStudyConfig:
 def main(config: PretrainStudyConfig) -> None:
     """Plan, run what is left of the queue, and write the table."""
     _check(config)
+    config.out.mkdir(parents=True, exist_ok=True)
     jobs = queue(config)
     plan = make_plan(config, jobs)
     for recipe, row in plan["recipes"].items():
@@ -71,6 +73,8 @@ def main(config: PretrainStudyConfig) -> None:
     if config.plan_only:
         write_table(config, jobs, plan)
         return
+    for job in jobs:
+        _check_length(config, job, plan)
     left = [job for job in jobs if not finished(config, job)]
     print(
         f"{len(jobs) - len(left)} of {len(jobs)} runs are finished; about {minutes_of(config, left):.0f} minutes to go"
@@ -119,7 +123,10 @@ def make_plan(config: PretrainStudyConfig, jobs: list[Job]) -> dict:
     path = config.out / "plan.json"
     setup = {"data": config.data, "batch_size": config.batch_size, "image_size": config.image_size,
              "device": config.device}  # fmt: skip
-    plan = json.loads(path.read_text()) if path.is_file() else {"setup": setup, "recipes": {}}
+    try:
+        plan = json.loads(path.read_text()) if path.is_file() else {"setup": setup, "recipes": {}}
+    except ValueError as error:
+        raise UserError(f"{path}: does not read ({error}); remove it, or choose another --out") from None
     if plan["setup"] != setup:
         raise UserError(f"{path}: belongs to a study with {plan['setup']}; choose another --out")
     names = [name for name in dict.fromkeys(job.recipe for job in jobs) if name not in plan["recipes"]]
@@ -136,6 +143,18 @@ def num_steps(config: PretrainStudyConfig, job: Job, plan: dict) -> int:
     probe = pretrain_config(config, job, 1000)
     share = run_macs(probe) / run_macs(replace(probe, tuning=0.0))
     return max(2, round(60 * config.minutes[job.tier - 1] / (share * seconds)))
+
+
+def _check_length(config: PretrainStudyConfig, job: Job, plan: dict) -> None:
+    """A finished run must have the steps of its plan (to a hundredth). Raises: UserError."""
+    path, wanted = config.out / "runs" / job.name / "clip.json", num_steps(config, job, plan)
+    if path.is_file():
+        steps = json.loads(path.read_text())["recipe"]["settings"]["num_steps"]
+        if abs(steps - wanted) > max(1, 0.01 * wanted):
+            raise UserError(
+                f"{path.parent}: has {steps} steps, --minutes asks for {wanted}; give the minutes that it was made "
+                "with, or another --out"
+            )
 
 
 def _step_seconds(config: PretrainStudyConfig, names: list[str]) -> dict[str, float]:
@@ -166,38 +185,14 @@ def _command(config: PretrainStudyConfig, job: Job, plan: dict) -> list[str]:
 
 
 def _work(config: PretrainStudyConfig, jobs: list[Job], left: list[Job], plan: dict) -> None:
-    """Keep `--jobs` runs going until none is left; a run that fails is reported at the end."""
-    running: dict[Job, subprocess.Popen] = {}
-    failed, waiting = [], list(left)
-    try:
-        with tqdm(total=len(jobs), initial=len(jobs) - len(left), desc="study", unit="run") as bar:
-            while waiting or running:
-                while waiting and len(running) < config.jobs:
-                    job = waiting.pop(0)
-                    running[job] = _start(config, job, plan)
-                    bar.set_postfix_str(", ".join(one.name for one in running))
-                time.sleep(0.2)
-                for job in [one for one, process in running.items() if process.poll() is not None]:
-                    if running.pop(job).returncode or not finished(config, job):
-                        failed.append(job)
-                    bar.update()
-                    write_table(config, jobs, plan)
-    finally:
-        for process in running.values():
-            process.terminate()
+    """Run what is left. Raises: UserError if some runs failed, when all others are done."""
+    commands = {job.name: _command(config, job, plan) for job in left}
+    with tqdm(total=len(jobs), initial=len(jobs) - len(left), desc="study", unit="run") as bar:
+        run_all(commands, config.out / "runs", config.jobs, bar, lambda: write_table(config, jobs, plan))
+    failed = [job for job in left if not finished(config, job)]
     if failed:
-        raise UserError(f"{failed[0].name} and {len(failed) - 1} others failed: see {_log(config, failed[0])}")
-
-
-def _log(config: PretrainStudyConfig, job: Job) -> Path:
-    return config.out / "runs" / f"{job.name}.txt"
-
-
-def _start(config: PretrainStudyConfig, job: Job, plan: dict) -> subprocess.Popen:
-    _log(config, job).parent.mkdir(parents=True, exist_ok=True)
-    with open(_log(config, job), "a") as log:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(_command(config, job, plan), stdout=log, stderr=subprocess.STDOUT, env=environment)
+        log = config.out / "runs" / f"{failed[0].name}.txt"
+        raise UserError(f"{failed[0].name} and {len(failed) - 1} others failed: see {log}")
 
 
 def write_table(config: PretrainStudyConfig, jobs: list[Job], plan: dict) -> None:
@@ -223,7 +218,9 @@ def _check(config: PretrainStudyConfig) -> None:
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be 1 or more")
     for name in ("minutes", "seeds"):
-        if min(getattr(config, name)) <= 0:
+        if not all(0 < value < math.inf for value in getattr(config, name)):
             raise UserError(f"--{name}: must be positive, one number for each tier")
+    for job in queue(config):
+        check(pretrain_config(config, job, 1000))
     if not queue(config):
         raise UserError(f"--recipes {' '.join(config.recipes)}: none of them is in the chosen tiers")

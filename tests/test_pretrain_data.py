@@ -17,14 +17,14 @@ from patchrank.data import Dataset, Item
 from patchrank.errors import UserError
 from patchrank.pretrain.batches import Batches
 from patchrank.pretrain.colour import COLOURS, NUM_DRAWS, Colour, change
-from patchrank.pretrain.config import PretrainConfig
 from patchrank.pretrain.distributed import World
 from patchrank.pretrain.draws import generator
-from patchrank.pretrain.evaluate import open_checks
+from patchrank.pretrain.evaluate import check_pair, finite, open_checks
 from patchrank.pretrain.loop import open_run
 from patchrank.pretrain.maskers import mask
 from patchrank.pretrain.originals import Originals, crop
 from patchrank.pretrain.pairs import TEMPLATES, UNSAID, load_pairs, mixture, with_captions
+from patchrank.pretrain.pictures import Pictures
 from patchrank.pretrain.rules import check
 from patchrank.pretrain.shards import ShardStream, shard_paths
 
@@ -80,6 +80,17 @@ def test_caption_folder_in_its_three_layouts(pairs, tmp_path):
         load_pairs("captions", pairs, "val")
     with pytest.raises(UserError, match="does not exist"):
         load_pairs("captions", tmp_path / "nowhere")
+    rows = json.loads((pairs / "captions.json").read_text())
+    single = {name: row | {"captions": row["captions"][0]} for name, row in rows.items()}
+    (table / "captions.json").write_text(json.dumps(single))
+    assert {item.id: item.captions for item in load_pairs("captions", table).images} == expected, "a text is no list"
+    (table / "captions.json").write_text(json.dumps({"03.png": {"split": "train", "captions": [1, 2]}}))
+    with pytest.raises(UserError, match=r"\[1, 2\] must be a text or a list of texts"):
+        load_pairs("captions", table)
+    (table / "captions.json").unlink()
+    (table / "captions.csv").write_bytes("filename,caption\n03.png,caf\u00e9".encode("latin-1"))
+    with pytest.raises(UserError, match="save it as UTF-8"):
+        load_pairs("captions", table)
     (table / "captions.csv").write_text("name,text\na,b")
     with pytest.raises(UserError, match="columns filename and caption"):
         load_pairs("captions", table)
@@ -186,9 +197,27 @@ def test_colours_stay_in_range_and_follow_their_draws():
 
 def test_checks_leave_out_what_lacks_the_split(pairs, caplog):
     with caplog.at_level(logging.WARNING):
-        found = open_checks("captions", pairs, "val", PretrainConfig(image_size=32).preprocess())
+        config = tiny(pairs, pairs)
+        found = open_checks(config, "val", config.preprocess())
     assert found == [] and "no check on captions" in caplog.text
-    assert len(open_checks("captions", pairs, "train", PretrainConfig(image_size=32).preprocess())) == 1
+    assert len(open_checks(config, "train", config.preprocess())) == 1
+
+
+@pytest.mark.parametrize("data", ["captions", "shards", "flickr8k"])
+def test_checks_on_other_sets_look_where_the_catalog_does(pairs, monkeypatch, data):
+    asked = []
+    monkeypatch.setattr("patchrank.pretrain.evaluate.load_part", lambda *given: asked.append(given) or dataset())
+    config = tiny(pairs, pairs, data=data, eval_data="captions+food101")
+    open_checks(config, "val", config.preprocess())
+    assert asked == [("captions", pairs, "val"), ("food101", pairs if data == "flickr8k" else None, "val")]
+
+
+def test_a_check_without_a_readable_picture_has_no_metrics(pairs, tmp_path):
+    run = open_run(tiny(pairs, tmp_path))
+    broken = dataset(Item("a", None, ("a bird",)), read=lambda id: b"no picture")
+    assert check_pair(run.pair, [Pictures(broken, run.preprocess)], run.preprocess, 4) == {}
+    classes = dataset(Item("a", 0), class_names=["bird"], read=lambda id: b"no picture")
+    assert finite(check_pair(run.pair, [Pictures(classes, run.preprocess)], run.preprocess, 4)) == {}
 
 
 def test_study_data_are_three_data_sets(assets):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from patchrank.pretrain.evaluate import check_pair, open_checks
 from patchrank.pretrain.journal import read_log
 from patchrank.pretrain.loop import open_run, save, state_path, train, train_step
+from patchrank.pretrain.meter import Meter
 from patchrank.pretrain.open_clip_export import save_open_clip
 from patchrank.text import tokenize
 from patchrank.torchvision_shim import ensure_torchvision
@@ -47,7 +49,7 @@ def test_train_logs_rates_and_checks_and_stops_when_told(pairs, tmp_path):
 
 def test_retrieval_of_a_check_is_that_of_its_features(pairs, tmp_path):
     run = open_run(tiny(pairs, tmp_path))
-    checks = open_checks("captions", pairs, "train", run.preprocess)
+    checks = open_checks(run.config, "train", run.preprocess)
     found = check_pair(run.pair, checks, run.preprocess, 5)
     images = torch.stack([run.preprocess(checks[0].dataset.open(f"{number:02d}.png")) for number in range(32)])
     texts = [item.captions[0] for item in checks[0].dataset.images]
@@ -117,3 +119,20 @@ def test_locked_tower_is_not_repeated_in_the_state(pairs, tmp_path):
     again = open_run(run.config)
     assert again.progress.step == 1
     assert torch.equal(again.pair.text.proj.weight, run.pair.text.proj.weight)
+
+
+def test_tokens_are_those_of_the_steps_and_checks_are_no_training_time(pairs, tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("patchrank.pretrain.meter.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    config = tiny(pairs, tmp_path, recipe="flip50", num_steps=10, num_warmup=1, batch_size=8, tuning=0.5)
+    meter = Meter(config, open_run(config).learner)
+    rates = []
+    for step in range(10):
+        clock[0] += 2.0
+        meter.count(step)
+        if step % 5 == 4:
+            clock[0] += 100.0
+            meter.skip(100.0)
+            rates.append(meter.read())
+    assert [rate["images_per_s"] for rate in rates] == [4.0, 4.0]
+    assert [rate["tokens_per_s"] for rate in rates] == [4.0 * 9, 4.0 * 17], "masked, then unmasked tuning"

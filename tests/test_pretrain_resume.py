@@ -1,6 +1,7 @@
 """A run that stops anywhere and goes on gives the same bytes: towers, heads, teacher, optimiser, log."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,10 +9,12 @@ import time
 
 import pytest
 import torch
+from filelock import FileLock
 from pretrain_pairs import tiny, write_pairs
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from patchrank.errors import UserError
+from patchrank.pretrain.__main__ import main
 from patchrank.pretrain.batches import Batches
 from patchrank.pretrain.distributed import World
 from patchrank.pretrain.journal import RunLog, read_log
@@ -137,7 +140,7 @@ def test_state_of_another_version_is_refused(pairs, tmp_path):
     save(run)
     run.learner.extra = torch.nn.Linear(1, 1)
     with pytest.raises(UserError, match="another version"):
-        load_state(state_path(tmp_path), run.learner, run.optimiser, run.config.settings())
+        load_state(state_path(tmp_path), run.learner, run.optimiser, run.settings)
 
 
 def test_shards_go_on_where_they_stopped(shards):
@@ -187,3 +190,28 @@ def test_killed_command_goes_on_to_the_same_model(pairs, tmp_path, recipe):
     assert same(*states)
     files = [(tmp_path / folder / "clip.safetensors").read_bytes() for folder in ("killed", "whole")]
     assert files[0] == files[1]
+
+
+def test_a_run_goes_on_with_its_own_pictures_and_processes_only(pairs, tmp_path):
+    save(open_run(tiny(pairs, tmp_path / "run", batch_size=8)))
+    fewer = shutil.copytree(pairs, tmp_path / "fewer")
+    (fewer / "07.png").unlink()
+    with pytest.raises(UserError, match="holds a run with other pictures; give the same"):
+        open_run(tiny(fewer, tmp_path / "run", batch_size=8))
+    with pytest.raises(UserError, match="holds a run with 1 processes; give the same"):
+        open_run(tiny(pairs, tmp_path / "run", batch_size=8), World(size=2))
+    moved = shutil.copytree(pairs, tmp_path / "moved")
+    assert open_run(tiny(moved, tmp_path / "run", batch_size=8)).progress.step == 0
+    save_file({"a": torch.zeros(1)}, state_path(tmp_path / "run"))
+    with pytest.raises(UserError, match="is no state of a run"):
+        open_run(tiny(pairs, tmp_path / "run", batch_size=8))
+
+
+def test_a_folder_has_one_run_at_a_time(pairs, tmp_path):
+    config = tiny(pairs, tmp_path, num_steps=2, num_warmup=1)
+    with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="another process trains there"):
+        main(config)
+    (tmp_path / "clip.json").write_text("{}")
+    with pytest.raises(UserError, match="without the state of its run"):
+        main(config)
+    assert (tmp_path / "clip.json").read_text() == "{}"

@@ -5,11 +5,13 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from pretrain_pairs import write_pairs
 
 from eval import pretrain_cost, pretrain_study
@@ -117,6 +119,11 @@ def test_unfinished_runs_are_no_rows_and_macs_are_those_of_the_recipe(tmp_path):
         (PretrainStudyConfig(tiers=(4,)), "some of 1, 2 and 3"),
         (PretrainStudyConfig(tiers=(1,), recipes=("slip",)), "none of them"),
         (PretrainStudyConfig(minutes=(0.0, 1.0, 1.0)), "positive"),
+        (PretrainStudyConfig(minutes=(float("nan"), 1.0, 1.0)), "positive"),
+        (PretrainStudyConfig(device="tpu"), "choose cpu or cuda"),
+        (PretrainStudyConfig(image_size=63), "--image-size 63"),
+        (PretrainStudyConfig(image_size=0), "--image-size 0"),
+        (PretrainStudyConfig(batch_size=1), "two pictures"),
     ],
 )
 def test_bad_studies_are_refused(config, word):
@@ -198,3 +205,36 @@ def test_peak_memory_is_that_of_the_process_and_not_of_its_parent():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 1 << 20 < int(found.stdout) < 150 << 20
     assert peak_resident() > 300 << 20
+
+
+def test_a_finished_run_of_other_minutes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain_study, "_step_seconds", lambda _, names: dict.fromkeys(names, 0.5))
+    config = PretrainStudyConfig(out=tmp_path, recipes=("clip",), tiers=(1,), seeds=(1, 1, 1), minutes=(1.0, 1.0, 1.0))
+    run = tmp_path / "runs" / "tier1-clip-seed0"
+    run.mkdir(parents=True)
+    (run / "clip.json").write_text(json.dumps({"recipe": {"settings": {"num_steps": 60}}}))
+    with pytest.raises(UserError, match="has 60 steps, --minutes asks for 120"):
+        pretrain_study.main(config)
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(UserError, match=r"plan\.json: does not read"):
+        pretrain_study.main(config)
+
+
+@pytest.mark.system
+def test_a_killed_study_leaves_no_run_behind(tmp_path):
+    """`kill -9` of the study ends its runs, whose folders are then free."""
+    folder = write_pairs(tmp_path / "pairs")
+    words = [sys.executable, "-m", "eval", "pretrain-study", "--data", "captions", "--data-root", str(folder),
+             "--recipes", "clip", "--tiers", "1", "--minutes", "60", "1", "1", "--batch-size", "8", "--rounds", "1",
+             "--out", str(tmp_path / "study")]  # fmt: skip
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as study:
+        log = tmp_path / "study/runs/tier1-clip-seed0/log.jsonl"
+        deadline = time.monotonic() + 240
+        while not log.exists() and study.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert log.exists(), "the run has begun"
+        lock = FileLock(log.parent / ".lock", timeout=0)
+        with pytest.raises(Timeout):
+            lock.acquire()
+        study.kill()
+    FileLock(log.parent / ".lock", timeout=30).acquire()

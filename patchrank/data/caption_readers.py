@@ -31,7 +31,15 @@ def _read_captions(
 
 def _plain(rows: dict, split: str) -> dict[str, tuple[str, ...]]:
     """{name: {split, captions}} -> name -> captions."""
-    return {name: tuple(row["captions"]) for name, row in rows.items() if row["split"] == split}
+    return {name: captions_of(row["captions"]) for name, row in rows.items() if row["split"] == split}
+
+
+def captions_of(value: object) -> tuple[str, ...]:
+    """Captions of a picture from JSON: one text, or a list of texts. Raises: UserError for anything else."""
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"captions.json: captions {str(value)[:60]} must be a text or a list of texts")
+    return tuple(texts)
 
 
 def _karpathy(rows: dict, split: str) -> dict[str, tuple[str, ...]]:

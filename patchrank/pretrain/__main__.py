@@ -4,11 +4,15 @@ Several processes: `torchrun --nproc-per-node 8 -m patchrank.pretrain ...`.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from filelock import FileLock, Timeout
 
 from patchrank import cli
 from patchrank.atomic import write_json
+from patchrank.errors import UserError
 from patchrank.loading import save_clip
 from patchrank.pretrain.boxes import encloses
 from patchrank.pretrain.card import card, recipe_of
@@ -16,8 +20,8 @@ from patchrank.pretrain.config import PretrainConfig
 from patchrank.pretrain.cost import as_lines, cost_table
 from patchrank.pretrain.distributed import World, joined
 from patchrank.pretrain.draws import sampler
-from patchrank.pretrain.evaluate import check_pair, open_checks
-from patchrank.pretrain.loop import Run, check_run, open_run, train
+from patchrank.pretrain.evaluate import check_pair, finite, open_checks
+from patchrank.pretrain.loop import Run, check_run, open_run, state_path, train
 from patchrank.pretrain.mask_pictures import draw_masks
 from patchrank.pretrain.open_clip_export import save_open_clip
 from patchrank.pretrain.pictures import normalise
@@ -34,7 +38,24 @@ def main(config: PretrainConfig) -> None:
     torch.set_num_threads(config.threads)
     with joined(config.device) as world:
         check(config, world.size)
-        _main(config, world)
+        with _alone(config, world):
+            _main(config, world)
+
+
+@contextmanager
+def _alone(config: PretrainConfig, world: World) -> Iterator[None]:
+    """Keep other runs out of --out while this one trains. Raises: UserError where another run is in it."""
+    if config.dry_run or not world.leads:
+        yield
+        return
+    config.out.mkdir(parents=True, exist_ok=True)
+    if (config.out / "clip.json").exists() and not state_path(config.out).exists():
+        raise UserError(f"--out {config.out}: holds a model without the state of its run; choose another --out")
+    try:
+        with FileLock(config.out / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"--out {config.out}: another process trains there; wait for it, or choose another") from None
 
 
 def _main(config: PretrainConfig, world: World) -> None:
@@ -103,9 +124,9 @@ def _show_masks(run: Run) -> None:
 def _save(run: Run) -> None:
     config, pair = run.config, run.pair
     metrics = {config.eval_split: run.metrics or check_run(run)} if run.world.size == 1 else {}
-    tests = open_checks(config.eval_data or config.data, config.data_root, "test", run.preprocess)
+    tests = open_checks(config, "test", run.preprocess)
     metrics["test"] = check_pair(pair, tests, run.preprocess, min(config.batch_size, 256), run.look)
-    metrics = {split: found for split, found in metrics.items() if found}
+    metrics = {split: known for split, found in metrics.items() if (known := finite(found))}
     num_test = {pictures.dataset.name: len(pictures.dataset.images) for pictures in tests}
     recipe = recipe_of(config, run.progress, metrics, num_test)
     name = config.name or f"{config.recipe}-{config.data}"

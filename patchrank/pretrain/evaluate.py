@@ -4,10 +4,10 @@ Letters: B pictures of a batch, D feature, Y classes, Q queries, G gallery.
 """
 
 import logging
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,9 @@ from patchrank.errors import UserError
 from patchrank.loading import class_matrix
 from patchrank.metrics import recall_at_k
 from patchrank.preprocess import Preprocess
+from patchrank.pretrain.config import PretrainConfig
 from patchrank.pretrain.model import Pair
-from patchrank.pretrain.pairs import SHARDS, load_part, parts_of
+from patchrank.pretrain.pairs import CAPTION_FOLDER, SHARDS, load_part, parts_of
 from patchrank.pretrain.pictures import Pictures, normalise
 from patchrank.text_encoders import OwnText
 
@@ -30,13 +31,18 @@ Look = Callable[[Pictures], tuple[Tensor, list[int]]]
 """Unit features (n, D) float32 of all pictures that can be opened, and their indices."""
 
 
-def open_checks(names: str, root: Path | None, split: str, preprocess: Preprocess) -> list[Pictures]:
-    """Data sets to check on; one that lacks the split, or has neither classes nor captions, is left out and logged."""
-    found = []
-    for name in parts_of(names):
+def open_checks(config: PretrainConfig, split: str, preprocess: Preprocess) -> list[Pictures]:
+    """Data sets to check on: those of --eval-data, or of --data.
+
+    Where --data-root is a folder of shards or your own, other sets lie where the catalog looks for them. A set that
+    lacks the split, or has neither classes nor captions, is left out and logged.
+    """
+    found, own = [], config.data in (SHARDS, CAPTION_FOLDER)
+    for name in parts_of(config.eval_data or config.data, "--eval-data" if config.eval_data else "--data"):
         if name == SHARDS:
             continue
         try:
+            root = None if own and name != CAPTION_FOLDER else config.data_root
             dataset = load_part(name, root, split)
         except UserError as error:
             logger.warning("no check on %s: %s", name, error)
@@ -65,6 +71,11 @@ def check_pair(
             found |= {f"{name} {metric}": value for metric, value in retrieval(pair, pictures, look).items()}
     pair.train()
     return found
+
+
+def finite(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics that are numbers: a set without a readable picture has none."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _text_encoder(pair: Pair) -> OwnText:
@@ -107,6 +118,8 @@ def retrieval(pair: Pair, pictures: Pictures, look: Look) -> dict[str, float]:
     """Recall in [0, 1] at 1, 5, 10 from text to image ("t2i@1") and from image to text; all captions take part."""
     feature_nD, numbers = look(pictures)
     images = pictures.dataset.images
+    if not numbers:
+        return {}
     owner, texts = zip(*((place, text) for place, number in enumerate(numbers) for text in images[number].captions))
     text_QD = _text_encoder(pair)(list(texts))
     match_QG = (torch.tensor(owner)[:, None] == torch.arange(len(numbers))).to(feature_nD.device)

@@ -1,5 +1,6 @@
 """The training loop: step, guard, check, save; the same command goes on after a kill with the same bytes."""
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from patchrank.data import Dataset
 from patchrank.errors import UserError
 from patchrank.preprocess import Preprocess
 from patchrank.pretrain.ahead import Ahead
@@ -21,7 +23,7 @@ from patchrank.pretrain.config import PretrainConfig
 from patchrank.pretrain.curriculum import CURRICULA, Pace
 from patchrank.pretrain.distributed import World, barrier, sum_over_ranks, with_joined_norms
 from patchrank.pretrain.draws import generator
-from patchrank.pretrain.evaluate import Look, check_pair, open_checks
+from patchrank.pretrain.evaluate import Look, check_pair, finite, open_checks
 from patchrank.pretrain.journal import RunLog
 from patchrank.pretrain.learner import Learner
 from patchrank.pretrain.locked import Locked, locked_start
@@ -61,6 +63,8 @@ class Run:
     """Data sets of the checks, opened at the first one."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What the last check found."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What must not change when the run is taken up again."""
 
     @property
     def pair(self):
@@ -96,18 +100,21 @@ def open_run(config: PretrainConfig, world: World | None = None) -> Run:
         learner = with_joined_norms(learner)
     groups = parameter_groups(learner, config.weight_decay)
     optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), eps=config.epsilon)
-    progress = Progress()
+    progress, settings = Progress(), _settings(config, world, source)
     if state_path(config.out).exists():
-        progress = load_state(state_path(config.out), learner, optimiser, _settings(config, world))
+        progress = load_state(state_path(config.out), learner, optimiser, settings)
     wrapped = learner if world.size == 1 else DistributedDataParallel(learner)
     ahead = Ahead(batches) if config.workers else None
-    return Run(config, learner, wrapped, optimiser, batches, preprocess, progress, ahead, world, locked)
+    return Run(
+        config, learner, wrapped, optimiser, batches, preprocess, progress, ahead, world, locked, settings=settings
+    )
 
 
-def _settings(config: PretrainConfig, world: World) -> dict[str, Any]:
-    """What must not change within a run; shards are dealt to processes, so there their number must not either."""
-    dealt = config.data == SHARDS and world.size > 1
-    return config.settings() | ({"nproc_per_node": world.size} if dealt else {})
+def _settings(config: PretrainConfig, world: World, source: Dataset | ShardStream) -> dict[str, Any]:
+    """What must not change within a run: each process has masks, noise and batch norms of its own."""
+    names = source.names if isinstance(source, ShardStream) else [item.id for item in source.images]
+    digest = hashlib.sha256("\0".join(names).encode()).hexdigest()[:16]
+    return config.settings() | {"processes": world.size, "pictures": digest}
 
 
 def difficulty_at(config: PretrainConfig, step: int, pace: Pace) -> float:
@@ -188,7 +195,7 @@ def train(run: Run, until: Callable[[Progress], bool] | None = None) -> None:
     with bar:
         for step in range(start.step, config.num_steps):
             found = train_step(run, step)
-            meter.count()
+            meter.count(step)
             seconds, cpu_seconds = time.monotonic() - wall, time.process_time() - cpu
             run.progress = replace(
                 run.progress, seconds=start.seconds + seconds, cpu_seconds=start.cpu_seconds + cpu_seconds
@@ -210,8 +217,12 @@ def train(run: Run, until: Callable[[Progress], bool] | None = None) -> None:
                 if log and run.metrics:
                     log.add(done, run.metrics)
                 said = ", ".join(f"{name} {100 * value:.1f} %" for name, value in run.metrics.items())
-                bar.write(f"step {done}: {now}; {said or 'no checks'}; {run.progress.cpu_seconds:.0f} s of processor")
+                if run.world.leads:
+                    bar.write(
+                        f"step {done}: {now}; {said or 'no checks'}; {run.progress.cpu_seconds:.0f} s of processor"
+                    )
                 wall, cpu = wall + time.monotonic() - pause[0], cpu + time.process_time() - pause[1]
+                meter.skip(time.monotonic() - pause[0])
             if stops:
                 break
     if log:
@@ -221,9 +232,7 @@ def train(run: Run, until: Callable[[Progress], bool] | None = None) -> None:
 def save(run: Run) -> None:
     """The run's state on disk, by the process that leads."""
     if run.world.leads:
-        save_state(
-            state_path(run.config.out), run.learner, run.optimiser, run.progress, _settings(run.config, run.world)
-        )
+        save_state(state_path(run.config.out), run.learner, run.optimiser, run.progress, run.settings)
     barrier()
 
 
@@ -234,7 +243,7 @@ def check_run(run: Run) -> dict[str, float]:
         barrier()
         return {}
     if run.checks is None:
-        run.checks = open_checks(config.eval_data or config.data, config.data_root, config.eval_split, run.preprocess)
+        run.checks = open_checks(config, config.eval_split, run.preprocess)
     found = check_pair(run.pair, run.checks, run.preprocess, min(config.batch_size, 256), run.look)
     barrier()
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+    return finite(found)

@@ -1,6 +1,7 @@
 """How fast a run goes."""
 
 import time
+from dataclasses import replace
 
 import torch
 
@@ -14,19 +15,28 @@ class Meter:
 
     def __init__(self, config: PretrainConfig, learner: Learner) -> None:
         self._config, self._learner, self._pictures = config, learner, 0
-        self._tokens = num_tokens(config, config.row)
+        self._tokens = 0
         self._since = time.monotonic()
         learner.teacher_seconds = 0.0
 
-    def count(self) -> None:
-        """One more step."""
-        self._pictures += self._config.batch_size
+    def count(self, step: int) -> None:
+        """Step `step` is done, with the views that it shows."""
+        config, row = self._config, self._config.row
+        views = row.views_at(step, config.num_steps, config.cheap_start, config.cheap_keep, config.tuning)
+        self._pictures += config.batch_size
+        self._tokens += config.batch_size * num_tokens(config, replace(row, views=views))
+
+    def skip(self, seconds: float) -> None:
+        """A pause that is no training."""
+        self._since += seconds
 
     def read(self) -> dict[str, float]:
         """Rates since the last call. On a GPU the teacher's share is that of launching its kernels."""
         if self._config.device == "cuda":
             torch.cuda.synchronize()
         seconds = max(time.monotonic() - self._since, 1e-9)
-        rate, share = self._pictures / seconds, self._learner.teacher_seconds / seconds
-        self._pictures, self._since, self._learner.teacher_seconds = 0, time.monotonic(), 0.0
-        return {"images_per_s": rate, "tokens_per_s": rate * self._tokens, "teacher_share": share}
+        images, tokens = self._pictures / seconds, self._tokens / seconds
+        share = self._learner.teacher_seconds / seconds
+        self._pictures, self._tokens, self._learner.teacher_seconds = 0, 0, 0.0
+        self._since = time.monotonic()
+        return {"images_per_s": images, "tokens_per_s": tokens, "teacher_share": share}

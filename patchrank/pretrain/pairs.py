@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from patchrank.data import CATALOG, Dataset, Item, load_dataset
+from patchrank.data.caption_readers import captions_of
 from patchrank.data.files import Files, is_image, open_files
 from patchrank.data.halves import HALVES
 from patchrank.data.listing import read_json
@@ -41,15 +42,17 @@ _LAYOUT = (
 )
 
 
-def parts_of(name: str) -> list[str]:
-    """Names of a mixture: "a+2xb" -> ["a", "b"]. Raises: UserError for a name that nobody knows."""
+def parts_of(name: str, flag: str = "--data") -> list[str]:
+    """Names of a mixture: "a+2xb" -> ["a", "b"]. Raises: UserError, with the flag, for a name that nobody knows."""
     parts = [part for part, _ in _counted(name)]
     known = [*CATALOG, CAPTION_FOLDER, SHARDS]
     for part in parts:
         if part.partition("/")[0] not in known:
-            raise UserError(f"--data {part}: unknown; choose one of {', '.join(known)}, or several joined by +")
+            raise UserError(
+                f"{flag} {part or repr(name)}: unknown; choose one of {', '.join(known)}, or several joined by +"
+            )
     if SHARDS in parts and len(parts) > 1:
-        raise UserError(f"--data {name}: shards do not mix with others; write the others into shards")
+        raise UserError(f"{flag} {name}: shards do not mix with others; write the others into shards")
     return parts
 
 
@@ -175,14 +178,18 @@ def read_caption_folder(root: str | Path | None, split: str) -> Dataset:
 
 def _from_json(rows: object, split: str, files: Files) -> list[Item]:
     try:
-        return [Item(name, None, tuple(row["captions"])) for name, row in rows.items() if row["split"] == split]
+        return [Item(name, None, captions_of(row["captions"])) for name, row in rows.items() if row["split"] == split]
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{files.root}/captions.json: does not read ({error!r}); expected {_LAYOUT}") from None
 
 
 def _from_csv(files: Files, split: str) -> list[Item]:
     """A row a caption; without a column "split" every row belongs to train."""
-    rows = list(csv.DictReader(io.StringIO(files.read("captions.csv").decode("utf-8-sig"))))
+    try:
+        text = files.read("captions.csv").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{files.root}/captions.csv: is no UTF-8 (byte {error.start}); save it as UTF-8") from None
+    rows = list(csv.DictReader(io.StringIO(text)))
     if not rows or not {"filename", "caption"} <= set(rows[0]):
         raise UserError(f"{files.root}/captions.csv: must have the columns filename and caption; expected {_LAYOUT}")
     texts: dict[str, list[str]] = {}

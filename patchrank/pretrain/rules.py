@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from importlib.util import find_spec
 
 import torch
 
@@ -26,11 +27,12 @@ def check(config: PretrainConfig, num_processes: int = 1) -> None:
     _check_threshold(config)
     _check_weights(config)
     for names in (config.data, config.eval_data or config.data):
-        parts_of(names)
+        parts_of(names, "--eval-data" if names == config.eval_data else "--data")
     for name in ("threads", "num_steps", "batch_size", "num_layers", "num_heads", "feature_dim",
-                 "eval_every", "save_every", "log_every", "patch_size", "width", "accumulate", "text_head", "context",
-                 "head_width", "head_out"):  # fmt: skip
+                 "eval_every", "save_every", "log_every", "patch_size", "width", "accumulate", "text_head",
+                 "text_width", "head_width", "head_out"):  # fmt: skip
         _at_least(config, name, 1)
+    _at_least(config, "context", 3)
     for name in ("num_warmup", "shift", "seed", "workers", "num_merges", "text_layers"):
         _at_least(config, name, 0)
     parts = num_processes * config.accumulate
@@ -54,13 +56,18 @@ def check(config: PretrainConfig, num_processes: int = 1) -> None:
         ("num_warmup", config.num_warmup < config.num_steps, f"must be less than --num-steps {config.num_steps}"),
         ("batch_size", config.batch_size % parts == 0,
          f"must be a multiple of {parts}: {num_processes} processes x --accumulate {config.accumulate}"),
-        ("lr", config.lr > 0, "must be positive"),
+        ("batch_size", config.batch_size // parts > 1 or not {"simclr", "byol"} & set(config.row.terms),
+         f"must be {2 * parts} or more: batch norms of {config.recipe} need two pictures in each of {parts} parts"),
+        ("threads", config.threads <= 1024, "must be at most 1024"),
+        ("seed", config.seed < 2**63, "must be below 2^63"),
+        ("context", config.context <= 4096, "must be at most 4096; longer texts are cut"),
+        ("lr", 0 < config.lr < math.inf, "must be positive and finite"),
         ("lr_end", 0 <= config.lr_end <= config.lr, f"must lie between 0 and --lr {config.lr}"),
         ("decay", 0 < config.decay <= 1, "must lie in (0, 1]; 1 is the usual cosine"),
         ("curriculum", 0 <= config.curriculum < 1, "must lie in [0, 1)"),
-        ("weight_decay", config.weight_decay >= 0, "must not be negative"),
+        ("weight_decay", 0 <= config.weight_decay < math.inf, "must be 0 or more, and finite"),
         ("beta2", 0 <= config.beta2 < 1, "must lie in [0, 1)"),
-        ("epsilon", config.epsilon > 0, "must be positive"),
+        ("epsilon", 0 < config.epsilon < math.inf, "must be positive and finite"),
         ("max_norm", config.max_norm is None or config.max_norm >= 0, "must not be negative; 0 switches it off"),
         ("tuning", 0 <= config.tuning <= 1, "must lie in [0, 1]"),
         ("cheap_start", 0 <= config.cheap_start < 1, "must lie in [0, 1)"),
@@ -72,6 +79,8 @@ def check(config: PretrainConfig, num_processes: int = 1) -> None:
     for name, holds, rule in rules:
         if not holds:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: {rule}")
+    if config.tensorboard and find_spec("tensorboard") is None:
+        raise UserError("--tensorboard: needs tensorboard; pip install 'patchrank[pretrain]', or leave it out")
     if config.device not in ("cpu", "cuda"):
         raise UserError(f"--device {config.device}: unknown; choose cpu or cuda")
     if config.device == "cuda" and not torch.cuda.is_available():

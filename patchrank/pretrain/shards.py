@@ -39,7 +39,10 @@ def shard_paths(root: str | Path | None) -> list[str]:
     if Path(root).is_dir():
         paths = sorted(map(str, Path(root).glob("*.tar")))
     else:
-        paths = list(_library().shardlists.expand_urls(str(root)))
+        try:
+            paths = list(_library().shardlists.expand_urls(str(root)))
+        except ValueError as error:
+            raise UserError(f"--data-root {root}: {error}; write braces as data/{{000..099}}.tar") from None
     absent = [path for path in paths if not Path(path).is_file()]
     if absent or not paths:
         raise UserError(f"--data-root {root}: {absent[0] if absent else '*.tar'} not found; name a folder of *.tar")
@@ -69,6 +72,11 @@ class ShardStream:
         self._paths, self._seed, self._world, self._buffer = list(paths), seed, world, buffer
         self._place, self._samples = 0, self._all()
         self._last: tuple[int, int, list[Captioned | str]] = (0, 0, [])
+
+    @property
+    def names(self) -> list[str]:
+        """Files of the stream."""
+        return [Path(path).name for path in self._paths]
 
     def take(self, start: int, num: int) -> list[Captioned | str]:
         """Samples start .. start + num - 1 of this process; a broken one is its key and the reason.

@@ -57,6 +57,8 @@ def _opened(path: Path) -> Iterator[Any]:
     """A state's file. Raises: UserError where it cannot be read."""
     try:
         with safe_open(str(path), "pt") as file:
+            if not {"settings", "progress"} <= set(file.metadata() or {}):
+                raise UserError(f"{path}: is no state of a run; remove it, or choose another --out")
             yield file
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove it, or choose another --out") from error
@@ -100,5 +102,6 @@ def _check(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     wanted = json.loads(json.dumps(wanted))
     names = sorted(name for name in found | wanted if found.get(name) != wanted.get(name))
     if names:
-        flags = ", ".join(f"--{name.replace('_', '-')} {found.get(name)}" for name in names)
+        words = {"pictures": "other pictures", "processes": f"{found.get('processes')} processes"}
+        flags = ", ".join(words.get(name) or f"--{name.replace('_', '-')} {found.get(name)}" for name in names)
         raise UserError(f"{path.parent}: holds a run with {flags}; give the same flags to go on, or another --out")
