@@ -34,7 +34,7 @@ def _table(rows: list[dict], found: list[dict]) -> str:
         minutes, petamacs = (statistics.fmean(row[name] for row in own) for name in ("seconds", "macs"))
         steps = str(round(statistics.fmean(row["steps"] for row in own)))
         cells = [_cell(own, metric, known.get((own[0]["tier"], recipe, metric))) for metric in metrics]
-        lines.append([recipe, str(len(own)), steps, f"{minutes / 60:.0f}", f"{petamacs / 1e15:.2f}", *cells])
+        lines.append([recipe, str(len(own)), steps, f"{minutes / 60:.0f}", f"{petamacs / 1e15:.3f}", *cells])
     return as_markdown(["recipe", "seeds", "steps", "processor minutes", "PMAC", *metrics], lines)
 
 

@@ -142,6 +142,22 @@ def test_retrieval_of_the_locked_tower():
     check(wrong)
 
 
+def test_pretraining_study():
+    study = json.loads((RESULTS / "pretrain_study.json").read_text())
+    rows = {row["recipe"]: row for row in study["rows"] if (row["tier"], row["seed"]) == (1, 0)}
+    ahead = {(one["recipe"], one["metric"]): one for one in study["against_clip"] if one["tier"] == 1}
+    found = table("| 30 processor minutes, seed 0 |")
+    assert {label.split()[0] for label in found} == set(rows)
+    for label, (steps, *cells) in found.items():
+        name = label.split()[0]
+        assert prints(steps, rows[name]["steps"])
+        for cell, metric in zip(cells, ("caltech101 accuracy", "food101 accuracy"), strict=True):
+            values = [rows[name]["metrics"][metric]]
+            if name != "clip":
+                values += [ahead[name, metric]["difference"], *ahead[name, metric]["interval"]]
+            assert prints(cell.replace("+", ""), *(100 * value for value in values)), (name, cell)
+
+
 def test_scorers_beside_golden_rankings():
     rows, wrong = rows_of("golden_match_fold.json"), []
     kinds = {"golden rankings": "g-golden", "golden rankings for 2,000 steps": "gl-golden",
