@@ -49,6 +49,7 @@ def test_defaults_of_the_documented_command_are_its_recipe(recipe):
         "beta2": 0.98, "epsilon": 1e-8, "max_norm": 1.0, "tuning": 0.0, "least_area": 1.0, "text_head": 32,
         "frozen_patches": False, "start": "local", "head_width": 0, "head_out": 0,
         "num_merges": 0, "text_pool": "end", "threshold": None, "word_drop": 0.0,
+        "weights": [], "gather_grad": None, "least": None,
     }  # fmt: skip
     assert recipe["command"].startswith("python -m patchrank.pretrain --recipe clip --data digits")
     assert "--num-steps" not in recipe["command"] and "--lr" not in recipe["command"]
