@@ -6,14 +6,16 @@ import pytest
 import torch
 from PIL import Image
 
+from patchrank import cli
 from patchrank.errors import UserError
 from patchrank.loading import load_clip
 from patchrank.pretrain.__main__ import main
 from patchrank.pretrain.config import PretrainConfig
+from patchrank.pretrain.cost import cost_table
 from patchrank.pretrain.loop import open_run, state_path, train, train_step
 from patchrank.pretrain.maskers import MASKERS
 from patchrank.pretrain.model import build_pair
-from patchrank.pretrain.rules import check
+from patchrank.pretrain.rules import check, notes
 from patchrank.pretrain.state import save_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -148,11 +150,47 @@ def test_state_of_other_settings_is_refused(config):
         (dict(tuning=2.0), r"\[0, 1\]"),
         (dict(curriculum=1.0), r"\[0, 1\)"),
         (dict(device="tpu"), "cpu or cuda"),
+        (dict(pretrained="tower.safetensors"), "locked tower of --recipe lit; clip starts from nothing"),
     ],
 )
 def test_bad_values_name_the_rule(config, changes, word):
     with pytest.raises(UserError, match=word):
         check(config(**changes))
+
+
+def test_flags_that_change_nothing_are_told_but_allowed(config):
+    assert notes(config(recipe="aclip", head_width=64, tuning=0.1)) == []
+    told = "\n".join(notes(config(recipe="flip50", data="food101", head_out=16, head_width=64, curriculum=0.5)))
+    assert told.count("changes nothing") == 3 and "--head-width 64" in told and "only digits can" in told
+    without = config(recipe="aclip", weights=("simclr=0", "byol=0"), head_out=16)
+    assert notes(without) == ["note: --head-out 16 changes nothing: aclip has no heads of SimCLR or BYOL"]
+    lit = PretrainConfig(recipe="lit", image_size=96, lr=0.1)
+    assert [line.split()[1] for line in notes(lit)] == ["--image-size"]
+
+
+def test_help_tells_the_values_that_the_setting_gives(capsys):
+    with pytest.raises(SystemExit):
+        cli.run(main, PretrainConfig, prog="pretrain", args=["--help"])
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "(default of clip: 5000 on digits, 10000 on other data, 89650 with --setting paper)" in said
+    assert "(default of clip: 0.98)" in said and "(default: the recipe's)" in said
+
+
+def test_the_cost_table_counts_the_masks_and_losses_that_flags_ask_for(config):
+    def macs(recipe="aclip", **changes):
+        rows = cost_table(config(recipe=recipe, **changes))
+        return {row.recipe: row.macs for row in rows}
+
+    usual, bare = macs(), macs(weights=("simclr=0", "byol=0"))
+    assert bare.pop("aclip") == usual["att2x50"] and usual.pop("aclip") > usual["att2x50"] and bare == usual
+
+
+def test_a_killed_save_leaves_nothing_behind(config, few_val):
+    chosen = config()
+    chosen.out.mkdir()
+    (chosen.out / ".state.safetensors.x1y2.tmp").write_bytes(b"half a file")
+    main(chosen)
+    assert not list(chosen.out.glob(".*.tmp")) and state_path(chosen.out).exists()
 
 
 def test_batch_larger_than_the_data_is_refused(config):

@@ -146,7 +146,8 @@ def test_broken_pictures_leave_a_batch_or_are_stood_in_for(pairs, tmp_path):
     read = source.read
     torn = replace(source, read=lambda id: b"no picture" if id == whole.ids[1] else read(id))
     alone = Batches(config, torn, config.preprocess())
-    assert alone.at(0).ids == whole.ids[:1] + whole.ids[2:] and alone.num_broken == 1
+    assert alone.at(0).ids == alone.at(0).ids == whole.ids[:1] + whole.ids[2:]
+    assert list(alone.broken) == [whole.ids[1]] and alone.broken[whole.ids[1]]
     assert torch.equal(alone.at(0).view_VBCHW[0], whole.view_VBCHW[0][[0, 2, 3, 4, 5, 6, 7]])
     first, second = (Batches(config, torn, config.preprocess(), World(rank, 2)).at(0) for rank in (0, 1))
     assert first.num_pictures == second.num_pictures == 4 and whole.ids[1] not in first.ids
@@ -166,7 +167,9 @@ def test_shards_feed_batches_and_bad_samples_are_skipped(pairs, tmp_path):
     check(config)
     batches = Batches(config, ShardStream(shard_paths(tmp_path), 0, World()), config.preprocess())
     batch = batches.at(0)
-    assert batch.num_pictures == 10 and batches.num_broken == 2 and batch.teacher_BCHW.shape[0] == 10
+    names = [path.stem for path in sorted(pairs.glob("*.png"))]
+    assert set(batches.broken) == {names[5], names[7]} and "no caption" in batches.broken[names[7]]
+    assert batch.num_pictures == 10 and batch.teacher_BCHW.shape[0] == 10
     assert {own[0] for own in batch.captions} == {f"picture {number}" for number in range(12)} - {
         "picture 5",
         "picture 7",
@@ -174,6 +177,24 @@ def test_shards_feed_batches_and_bad_samples_are_skipped(pairs, tmp_path):
     assert torch.equal(batches.at(0).view_VBCHW, batch.view_VBCHW)
     with pytest.raises(UserError, match="not found"):
         shard_paths(tmp_path / "{0..3}.tar")
+
+
+@pytest.mark.parametrize("damage", ["cut", "junk"])
+def test_a_damaged_shard_is_told_once_and_the_others_go_on(tmp_path, caplog, pairs, damage):
+    library = pytest.importorskip("webdataset")
+    picture = next(pairs.glob("*.png")).read_bytes()
+    for name in ("000", "001"):
+        with library.TarWriter(str(tmp_path / f"{name}.tar")) as writer:
+            for number in range(6):
+                writer.write({"__key__": f"{name} {number}", "png": picture, "txt": b"a picture"})
+    path = tmp_path / "000.tar"
+    path.write_bytes(path.read_bytes()[:2000] if damage == "cut" else b"junk" * 500)
+    stream = ShardStream(shard_paths(tmp_path), 0, World(), buffer=1)
+    with caplog.at_level(logging.WARNING):
+        taken = stream.take(0, 20)
+    assert len(taken) == 20 and None not in taken
+    assert list(stream.broken) == [str(path)] and "ReadError" in stream.broken[str(path)]
+    assert caplog.text.count("is damaged") == 1
 
 
 def test_colours_stay_in_range_and_follow_their_draws():

@@ -25,7 +25,7 @@ from patchrank.pretrain.loop import Run, check_run, open_run, state_path, train
 from patchrank.pretrain.mask_pictures import draw_masks
 from patchrank.pretrain.open_clip_export import save_open_clip
 from patchrank.pretrain.pictures import normalise
-from patchrank.pretrain.rules import check
+from patchrank.pretrain.rules import check, notes
 from patchrank.pretrain.threshold import as_line
 from patchrank.provenance import command, versions
 
@@ -53,6 +53,8 @@ def _alone(config: PretrainConfig, world: World) -> Iterator[None]:
         raise UserError(f"--out {config.out}: holds a model without the state of its run; choose another --out")
     try:
         with FileLock(config.out / ".lock", timeout=0):
+            for left in config.out.glob(".*.tmp"):  # of a run that was killed while it saved
+                left.unlink()
             yield
     except Timeout:
         raise UserError(f"--out {config.out}: another process trains there; wait for it, or choose another") from None
@@ -71,8 +73,10 @@ def _main(config: PretrainConfig, world: World) -> None:
         origin = {"command": command("patchrank.pretrain"), "versions": versions()}
         write_json(config.out / "config.json", config.settings() | origin)
     train(run)
-    if run.batches.num_broken:
-        print(f"{run.batches.num_broken} broken pictures were skipped by process {world.rank}")
+    if broken := run.batches.broken:
+        write_json(config.out / f"broken-{world.rank}.json", broken)
+        first = "; ".join(f"{name}: {why}" for name, why in list(broken.items())[:3])
+        print(f"{len(broken)} broken in {config.data}, all in {config.out}/broken-{world.rank}.json: {first}")
     if world.leads:
         _save(run)
 
@@ -105,7 +109,7 @@ def _cost_lines(run: Run) -> str:
     heads = {"simclr", "byol"} & set(config.row.terms)
     if heads and per_process < 16:
         said.append(f"note: the batch norms of {', '.join(sorted(heads))} see only {per_process} pictures at a time")
-    return "\n".join(said)
+    return "\n".join(said + notes(config))
 
 
 def _show_masks(run: Run) -> None:
@@ -116,9 +120,18 @@ def _show_masks(run: Run) -> None:
     numbers = sampler(len(batches.dataset.images), min(_NUM_SHOWN, len(batches.dataset.images)), config.seed, 0)
     image_BCHW, good = batches.pictures.batch(numbers.tolist())
     texts = [batches.dataset.images[number].captions[0] for number in good]
-    path = config.out / "masks.png"
-    draw_masks(path, run.learner.to("cpu").eval(), normalise(image_BCHW, run.preprocess), texts)
-    print(f"what the masks keep of {len(good)} pictures, with towers after step {run.progress.step}: {path}")
+    path, keep = config.out / "masks.png", _shown_keep(config)
+    draw_masks(path, run.learner.to("cpu").eval(), normalise(image_BCHW, run.preprocess), texts, keep)
+    print(
+        f"what each masker keeps of {len(good)} pictures, with towers after step {run.progress.step} and "
+        f"{100 * keep:.0f} % of the patches: {path}"
+    )
+
+
+def _shown_keep(config: PretrainConfig) -> float:
+    """The share that the recipe's masks keep; half where it has none."""
+    specs = [view.mask for view in config.row.views if view.mask.keep < 1.0]
+    return (specs[0].mean_keep or specs[0].keep) if specs else 0.5
 
 
 def _save(run: Run) -> None:

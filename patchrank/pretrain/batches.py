@@ -86,7 +86,6 @@ class Batches:
         self.dataset = None if self.stream else source
         self.num_parts = self.world.size * config.accumulate
         self.feature_ND = feature_ND
-        self.num_broken = 0
         pool = ThreadPoolExecutor(config.workers) if config.workers else None
         self._map = map if pool is None else pool.map
         self.views = ViewMaker(config, preprocess, self._map)
@@ -99,6 +98,14 @@ class Batches:
     def whole(self) -> bool:
         """Whether all views show the whole picture."""
         return self.views.all_whole
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """Pictures that could not be used so far, by name: why."""
+        if self.stream is not None:
+            return self.stream.broken
+        images, source = self.dataset.images, self.pictures if self.whole else self.originals
+        return {images[number].id: why for number, why in source.broken.items()}
 
     def at(self, step: int, difficulty: float = 1.0, part: int = 0) -> Batch:
         """One part of a step's batch; `difficulty` 1 takes pictures as they are.
@@ -114,7 +121,6 @@ class Batches:
             return self._of_features(step, rows)
         found = self._samples(step, rows, difficulty)
         good = [place for place, sample in enumerate(found) if sample is not None]
-        self.num_broken += len(found) - len(good)
         if not good:
             raise UserError(f"--data {config.data}: every picture of a batch is broken; mend the data set")
         if self.world.size > 1:
@@ -154,7 +160,7 @@ class Batches:
             own = config.batch_size // self.world.size
             start = step * own + rows.start - self.world.rank * own
             samples = self.stream.take(start, len(rows))
-            return [None if isinstance(one, str) else (f"sample {start + n}", *one) for n, one in enumerate(samples)]
+            return [None if one is None else (f"sample {start + n}", *one) for n, one in enumerate(samples)]
         images = self.dataset.images
         numbers = sampler(len(images), config.batch_size, config.seed, step)[rows.start : rows.stop].tolist()
         if difficulty < 1.0:

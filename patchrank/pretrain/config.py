@@ -6,12 +6,14 @@ concrete. Without any flag that is the recipe of the embedded model.
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from patchrank.preprocess import Preprocess
 from patchrank.pretrain.maskers import MaskSpec
 from patchrank.pretrain.recipes import RECIPES, Recipe
-from patchrank.pretrain.settings import Setting, setting_of
+from patchrank.pretrain.settings import Setting, setting_of, told_default
 from patchrank.text import TextConfig
 from patchrank.tower import TowerConfig
 
@@ -24,6 +26,10 @@ def weight_of(said: str) -> tuple[str, float]:
     """("simclr", 0.5) of "simclr=0.5". Raises: ValueError."""
     name, _, value = said.partition("=")
     return name, float(value)
+
+
+def _by_setting(name: str) -> Any:
+    return tyro.conf.arg(help_behavior_hint=told_default(name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,75 +84,75 @@ class PretrainConfig:
     """CPU threads; another number gives slightly other weights."""
     workers: int = 0
     """Threads that decode and crop pictures of the next batch beside the training; they change no result."""
-    precision: str | None = None
+    precision: Annotated[str | None, _by_setting("precision")] = None
     """float32, or bfloat16 (autocast; weights, losses and averages stay float32)."""
-    num_steps: int | None = None
+    num_steps: Annotated[int | None, _by_setting("num_steps")] = None
     """Steps of the optimiser in the whole run."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, _by_setting("batch_size")] = None
     """Pictures of a step, all processes together; each comes with one of its captions, drawn anew."""
     accumulate: int = 1
     """Parts that a process computes its share of a batch in; negatives and batch norms come from one part at a time."""
-    lr: float | None = None
+    lr: Annotated[float | None, _by_setting("lr")] = None
     """Peak learning rate."""
-    lr_end: float | None = None
+    lr_end: Annotated[float | None, _by_setting("lr_end")] = None
     """Learning rate after the last step."""
-    num_warmup: int | None = None
+    num_warmup: Annotated[int | None, _by_setting("num_warmup")] = None
     """Steps until the peak."""
-    decay: float | None = None
+    decay: Annotated[float | None, _by_setting("decay")] = None
     """Share of the steps, the last ones, in which the learning rate falls."""
-    weight_decay: float | None = None
+    weight_decay: Annotated[float | None, _by_setting("weight_decay")] = None
     """Decay of the matrices; biases, norms, positions and the patch embedding have none."""
-    beta2: float | None = None
+    beta2: Annotated[float | None, _by_setting("beta2")] = None
     """Second moment of AdamW; the first is 0.9."""
-    epsilon: float | None = None
+    epsilon: Annotated[float | None, _by_setting("epsilon")] = None
     """Epsilon of AdamW."""
-    max_norm: float | None = None
+    max_norm: Annotated[float | None, _by_setting("max_norm")] = None
     """Limit of the gradient's norm; 0 switches it off."""
-    tuning: float | None = None
+    tuning: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: the recipe's)")] = None
     """Share of the steps, the last ones, that mask nothing (unmasked tuning)."""
-    curriculum: float | None = None
+    curriculum: Annotated[float | None, _by_setting("curriculum")] = None
     """Share of the steps, the first ones, in which digits may be easier than they are; 0 switches it off."""
-    cheap_start: float | None = None
+    cheap_start: Annotated[float | None, _by_setting("cheap_start")] = None
     """Share of the steps, the first ones, that see only the patches of most contrast; 0 follows the recipe at once."""
-    cheap_keep: float | None = None
+    cheap_keep: Annotated[float | None, _by_setting("cheap_keep")] = None
     """Share of the patches seen during the cheap start."""
-    least_area: float | None = None
+    least_area: Annotated[float | None, _by_setting("least_area")] = None
     """Crops cover at least this share of a picture; 1 takes single views whole, moved by up to --shift pixels."""
-    shift: int | None = None
+    shift: Annotated[int | None, _by_setting("shift")] = None
     """Whole pictures move by up to so many pixels."""
-    image_size: int | None = None
+    image_size: Annotated[int | None, _by_setting("image_size")] = None
     """Side of the pictures in pixels."""
-    patch_size: int | None = None
+    patch_size: Annotated[int | None, _by_setting("patch_size")] = None
     """Side of a patch in pixels."""
-    width: int | None = None
+    width: Annotated[int | None, _by_setting("width")] = None
     """Width of the image tower."""
-    num_layers: int | None = None
+    num_layers: Annotated[int | None, _by_setting("num_layers")] = None
     """Blocks of the image tower."""
-    num_heads: int | None = None
+    num_heads: Annotated[int | None, _by_setting("num_heads")] = None
     """Heads of the image tower."""
-    feature_dim: int | None = None
+    feature_dim: Annotated[int | None, _by_setting("feature_dim")] = None
     """Dimension of the shared features."""
-    text_width: int | None = None
+    text_width: Annotated[int | None, _by_setting("text_width")] = None
     """Width of the text tower."""
-    text_head: int | None = None
+    text_head: Annotated[int | None, _by_setting("text_head")] = None
     """Width of a head of the text tower."""
-    text_layers: int | None = None
+    text_layers: Annotated[int | None, _by_setting("text_layers")] = None
     """Blocks of the text tower."""
-    context: int | None = None
+    context: Annotated[int | None, _by_setting("context")] = None
     """Tokens of a text, start and end included: bytes, or pieces of words with --num-merges."""
-    num_merges: int | None = None
+    num_merges: Annotated[int | None, _by_setting("num_merges")] = None
     """Recipe lit: texts are read as pieces of words, by so many merges of CLIP's vocabulary; 0: as bytes."""
-    text_pool: str | None = None
+    text_pool: Annotated[str | None, _by_setting("text_pool")] = None
     """Recipe lit: what a text's feature is made of: its "end" token, or the "mean" over all tokens."""
-    word_drop: float | None = None
+    word_drop: Annotated[float | None, _by_setting("word_drop")] = None
     """Share of a caption's tokens that the text tower does not see in training, drawn anew each time."""
-    frozen_patches: bool | None = None
+    frozen_patches: Annotated[bool | None, _by_setting("frozen_patches")] = None
     """Whether the patch embedding stays at its random start."""
-    start: str | None = None
+    start: Annotated[str | None, _by_setting("start")] = None
     """How the image tower starts: "usual", or "local" (every head looks at a neighbour)."""
-    head_width: int | None = None
+    head_width: Annotated[int | None, _by_setting("head_width")] = None
     """Hidden width of the SimCLR and BYOL heads."""
-    head_out: int | None = None
+    head_out: Annotated[int | None, _by_setting("head_out")] = None
     """Output width of these heads."""
     eval_data: str | None = None
     """Data sets of the checks, joined by +; without it those of --data."""

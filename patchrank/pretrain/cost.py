@@ -167,10 +167,10 @@ def num_tokens(config: PretrainConfig, recipe: Recipe) -> int:
 
 
 def cost_table(config: PretrainConfig) -> list[CostRow]:
-    """All recipes with the towers of one config."""
+    """All recipes with the towers of one config, its own with the masks and losses that the config asks for."""
     plain = recipe_macs(config, RECIPES["clip"]).step
     rows = []
-    for name, recipe in RECIPES.items():
+    for name, recipe in (RECIPES | {config.recipe: config.row}).items():
         macs, teacher = recipe_macs(config, recipe).step, recipe.teacher
         rows.append(
             CostRow(

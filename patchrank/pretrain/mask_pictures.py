@@ -41,7 +41,7 @@ def kept_patches(learner: Learner, image_BCHW: Tensor, texts: list[str], spec: M
     return torch.zeros(len(image_BCHW), tower.config.num_patches, dtype=torch.bool).scatter(1, chosen.keep_BK, real_BK)
 
 
-def draw_masks(path, learner: Learner, image_BCHW: Tensor, texts: list[str], keep: float = 0.5) -> None:
+def draw_masks(path, learner: Learner, image_BCHW: Tensor, texts: list[str], keep: float) -> None:
     """Write a PNG with the pictures and what each row of MASKERS keeps of them at one ratio.
 
     Args: pictures (B, 3, H, W), normalised; one caption each. Attentive masks work on blocks of 2 x 2 where they fit.

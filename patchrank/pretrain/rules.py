@@ -8,6 +8,7 @@ import torch
 
 from patchrank.errors import UserError
 from patchrank.pretrain.config import PretrainConfig, weight_of
+from patchrank.pretrain.curriculum import CURRICULA
 from patchrank.pretrain.maskers import MASKERS
 from patchrank.pretrain.pairs import parts_of
 from patchrank.pretrain.recipes import RECIPES
@@ -26,6 +27,7 @@ def check(config: PretrainConfig, num_processes: int = 1) -> None:
     _check_least(config)
     _check_threshold(config)
     _check_weights(config)
+    _check_locked(config)
     for names in (config.data, config.eval_data or config.data):
         parts_of(names, "--eval-data" if names == config.eval_data else "--data")
     for name in ("threads", "num_steps", "batch_size", "num_layers", "num_heads", "feature_dim",
@@ -144,6 +146,34 @@ def _check_weights(config: PretrainConfig) -> None:
             )
         if name == "clip" and weight == 0:
             raise UserError(f"--weights {said}: the contrastive loss stays; give it a weight above 0")
+
+
+def _check_locked(config: PretrainConfig) -> None:
+    for name, usual in (("model", "embedded"), ("pretrained", ""), ("cache", None)):
+        if getattr(config, name) != usual and not RECIPES[config.recipe].locked:
+            said = f"--{name} {getattr(config, name)}"
+            raise UserError(f"{said}: is for the locked tower of --recipe lit; {config.recipe} starts from nothing")
+
+
+def notes(config: PretrainConfig) -> list[str]:
+    """A line for each flag that was given and changes nothing; such flags are allowed, as sweeps over recipes want."""
+    recipe, told = config.row, PretrainConfig(recipe=config.recipe, setting=config.setting, data=config.data)
+    heads = {"simclr", "byol", "distill"} & set(recipe.terms)
+    tower = ("image_size", "patch_size", "width", "num_layers", "num_heads", "feature_dim", "start", "frozen_patches",
+             "least_area", "cheap_start", "cheap_keep", "tuning")  # fmt: skip
+    rules = (
+        (tower, not recipe.locked, "the image tower is a checkpoint's and sees whole pictures"),
+        (("head_width",), heads, f"{config.recipe} has no heads"),
+        (("head_out",), heads - {"distill"}, f"{config.recipe} has no heads of SimCLR or BYOL"),
+        (("curriculum",), config.data in CURRICULA, f"only {', '.join(CURRICULA)} can be made easier"),
+        (("cheap_keep",), config.cheap_start > 0, "there is no --cheap-start"),
+    )
+    return [
+        f"note: --{name.replace('_', '-')} {getattr(config, name)} changes nothing: {why}"
+        for names, used, why in rules
+        for name in names
+        if not used and getattr(config, name) != getattr(told, name)
+    ]
 
 
 def _at_least(config: PretrainConfig, name: str, least: int) -> None:

@@ -167,3 +167,10 @@ def setting_of(name: str, recipe_name: str, paper: Setting, small: Setting, data
     if data == "digits":
         return EMBEDDED if recipe_name == "clip" else DIGITS
     return small
+
+
+def told_default(name: str) -> str:
+    """What --help says of a field that the setting gives: the values of recipe clip."""
+    digits, small, paper = (getattr(setting, name) or 0 for setting in (EMBEDDED, SMALL, YFCC))
+    said = f"{small}" if digits == small else f"{digits} on digits, {small} on other data"
+    return f"(default of clip: {said}{'' if small == paper else f', {paper} with --setting paper'})"

@@ -71,15 +71,17 @@ class ShardStream:
             raise UserError(f"--data-root: {len(paths)} shards for {world.size} processes; write at least one for each")
         self._paths, self._seed, self._world, self._buffer = list(paths), seed, world, buffer
         self._place, self._samples = 0, self._all()
-        self._last: tuple[int, int, list[Captioned | str]] = (0, 0, [])
+        self._last: tuple[int, int, list[Captioned | None]] = (0, 0, [])
+        self.broken: dict[str, str] = {}
+        """Sample -> why it cannot be used; shard -> where it is damaged. So far."""
 
     @property
     def names(self) -> list[str]:
         """Files of the stream."""
         return [Path(path).name for path in self._paths]
 
-    def take(self, start: int, num: int) -> list[Captioned | str]:
-        """Samples start .. start + num - 1 of this process; a broken one is its key and the reason.
+    def take(self, start: int, num: int) -> list[Captioned | None]:
+        """Samples start .. start + num - 1 of this process; None for one that `broken` tells of.
 
         Going forwards reads on; the last ones are still there; going further back begins again.
         """
@@ -90,7 +92,7 @@ class ShardStream:
         for _ in itertools.islice(self._samples, start - self._place):
             pass
         self._place = start + num
-        self._last = start, num, [_decoded(sample) for sample in itertools.islice(self._samples, num)]
+        self._last = start, num, [self._decoded(sample) for sample in itertools.islice(self._samples, num)]
         return self._last[2]
 
     def _all(self) -> Iterator[dict]:
@@ -114,23 +116,33 @@ class ShardStream:
         return iter(
             library.DataPipeline(
                 library.SimpleShardList(own),
-                library.tarfile_to_samples(handler=library.warn_and_continue),
+                library.tarfile_to_samples(handler=self._damaged),
                 library.shuffle(self._buffer, initial=self._buffer, rng=chance),
             )
         )
 
+    def _damaged(self, error: Exception) -> bool:
+        """Tell of a shard that does not read to its end, once, and go on with the next one."""
+        said = [str(arg) for arg in error.args] or [""]
+        path = next((path for path in self._paths if path in " ".join(said)), "a shard")
+        if path not in self.broken:
+            self.broken[path] = f"{type(error).__name__}: {said[0].partition(' @ ')[0]}"
+            logger.warning("%s is damaged (%s): what stands before is used", path, self.broken[path])
+        return True
 
-def _decoded(sample: dict) -> Captioned | str:
-    key = sample.get("__key__", "?")
+    def _decoded(self, sample: dict) -> Captioned | None:
+        try:
+            return _picture(sample), _captions(sample)
+        except Exception as error:  # decoders answer damaged bytes with almost any exception
+            self.broken[sample.get("__key__", "?")] = f"{type(error).__name__}: {error}"
+            return None
+
+
+def _picture(sample: dict) -> Image.Image:
     data = next((sample[suffix] for suffix in _PICTURES if suffix in sample), None)
     if data is None:
-        return f"{key}: holds no picture"
-    try:
-        captions = _captions(sample)
-        picture = Image.open(io.BytesIO(data)).convert("RGB")
-    except Exception as error:  # decoders answer damaged bytes with almost any exception
-        return f"{key}: {type(error).__name__}: {error}"
-    return (picture, captions) if captions else f"{key}: has no caption"
+        raise ValueError("holds no picture")
+    return Image.open(io.BytesIO(data)).convert("RGB")
 
 
 def _captions(sample: dict) -> tuple[str, ...]:
@@ -140,4 +152,7 @@ def _captions(sample: dict) -> tuple[str, ...]:
         row = json.loads(sample.get("json", b"{}"))
         found = row.get("captions", row.get("caption", ()))
         lines = [found] if isinstance(found, str) else list(found)
-    return tuple(line.strip() for line in lines if line.strip())
+    captions = tuple(line.strip() for line in lines if line.strip())
+    if not captions:
+        raise ValueError("has no caption")
+    return captions
