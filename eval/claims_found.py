@@ -45,7 +45,7 @@ def study_gain(files: Files, recipe: str, base: str, flags: str = "") -> Found:
     """
     study = files.json("pretrain_study.json")
     rows = [row for row in study["rows"] if row["recipe"] in (recipe, base)]
-    found = [one for one in verdicts(rows, base) if "@" not in one["metric"] or one["metric"].endswith(MAIN)]
+    found = [one for one in verdicts(rows, base) if one["metric"].endswith((" accuracy", MAIN))]
     found = [one for one in found if one["tier"] == min(other["tier"] for other in found)]
     if not found:
         raise NotMeasured(COMMANDS["pretrain_study.json"] + flags)

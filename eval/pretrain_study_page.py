@@ -14,10 +14,11 @@ def as_page(rows: list[dict], against: dict[str, list[dict]], setup: dict) -> st
     parts = [
         "# Pretraining recipes at one budget",
         f"{setup['num_finished']} of {setup['num_runs']} runs are finished. Data: {setup['data']}, batches of "
-        f"{setup['batch_size']}; test pictures, all patches seen. Values in percent: accuracy, or recall at 5 from "
-        "text to picture; behind each, points ahead of plain CLIP of the same tier with their 95 % interval (over test "
-        "pictures, or over seeds where these scatter more; one seed says nothing of other seeds), bold where it leaves "
-        "0 out. PMAC: 10^15 multiply-accumulates of the whole run.",
+        f"{setup['batch_size']}; test pictures, all patches seen. Values in percent: accuracy (and its mean over "
+        "classes where these are not equally large), or recall at 5 from text to picture; behind each, points "
+        "ahead of plain CLIP of the same tier with their 95 % interval (over test pictures, or over seeds where these "
+        "scatter more; one seed says nothing of other seeds), bold where it leaves 0 out. "
+        "PMAC: 10^15 multiply-accumulates of the whole run.",
     ]
     for tier in sorted({row["tier"] for row in rows}):
         own = [row for row in rows if row["tier"] == tier]

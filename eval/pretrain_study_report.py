@@ -65,7 +65,8 @@ def spread(rows: list[dict], metric: str) -> tuple[float, float]:
     """
     values = [row["metrics"][metric] for row in rows]
     mean = statistics.fmean(values)
-    num = rows[0]["num_test"][metric.split(" ")[0]]
+    num_test = rows[0]["num_test"]
+    num = num_test.get(metric) or num_test[metric.split(" ")[0]]
     sampling = math.sqrt(max(mean * (1 - mean), 1e-9) / num)
     seeds = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return mean, max(sampling, seeds)

@@ -11,11 +11,13 @@ import torch
 from pretrain_pairs import tiny, write_pairs
 from safetensors.torch import load_file
 
-from patchrank.pretrain.evaluate import check_pair, open_checks
+from patchrank.data import Dataset, Item
+from patchrank.pretrain.evaluate import check_pair, num_tested, open_checks
 from patchrank.pretrain.journal import read_log
 from patchrank.pretrain.loop import open_run, save, state_path, train, train_step
 from patchrank.pretrain.meter import Meter
 from patchrank.pretrain.open_clip_export import save_open_clip
+from patchrank.pretrain.pictures import Pictures
 from patchrank.text import tokenize
 from patchrank.torchvision_shim import ensure_torchvision
 
@@ -59,6 +61,30 @@ def test_retrieval_of_a_check_is_that_of_its_features(pairs, tmp_path):
     rank_B = (text_BD @ image_BD.T > (text_BD * image_BD).sum(1, keepdim=True)).sum(1)
     assert found["captions t2i@5"] == pytest.approx((rank_B < 5).float().mean().item())
     assert run.pair.training
+
+
+@pytest.mark.parametrize("sizes", [(4, 1, 2), (2, 2, 2)])
+def test_classes_of_unequal_size_also_have_a_mean_of_their_own(pairs, tmp_path, sizes):
+    """Against a loop over classes; features are given, so that only the counting is at stake."""
+    run = open_run(tiny(pairs, tmp_path))
+    labels = [label for label, num in enumerate(sizes) for _ in range(num)]
+    items = [Item(str(number), label) for number, label in enumerate([*labels, None])]
+    toy = Dataset(name="toy", split="val", images=items, class_names=["bird", "cup", "tree"], read=lambda id: b"")
+    feature_nD = torch.randn(len(items), run.config.feature_dim, generator=torch.Generator().manual_seed(3))
+    look = lambda pictures: (feature_nD, list(range(len(items))))  # noqa: E731
+    pictures = Pictures(toy, run.preprocess)
+    found = check_pair(run.pair, [pictures], run.preprocess, 4, look)
+    with torch.no_grad():
+        text_YD = run.pair.text(tokenize([f"a photo of a {name}." for name in toy.class_names], 16))
+        nearest = (feature_nD @ torch.nn.functional.normalize(text_YD, dim=-1).T).argmax(1).tolist()
+    hits = [nearest[place] == label for place, label in enumerate(labels)]
+    shares = [[hit for hit, label in zip(hits, labels) if label == own] for own in range(3)]
+    expected, num = {"toy accuracy": sum(hits) / len(hits)}, {"toy": len(items)}
+    if len(set(sizes)) > 1:
+        expected["toy mean_per_class_recall"] = sum(sum(own) / len(own) for own in shares) / 3
+        num["toy mean_per_class_recall"] = 9 / (1 / 4 + 1 + 1 / 2)
+    assert found == pytest.approx(expected) and 0 < found["toy accuracy"] < 1
+    assert num_tested(pictures) == pytest.approx(num)
 
 
 def test_open_clip_reads_the_pair(pairs, tmp_path):

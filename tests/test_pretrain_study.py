@@ -90,6 +90,10 @@ def test_verdicts_need_more_than_the_interval():
     assert mean == pytest.approx(0.31) and error == pytest.approx((0.31 * 0.69 / 1000) ** 0.5)
     assert spread([row("clip", 0, 0.3), row("clip", 1, 0.5)], "toy accuracy")[1] == pytest.approx(0.1)
     assert "clip" in as_lines(rows)
+    for one in rows:
+        one["metrics"]["toy mean_per_class_recall"] = 0.25
+        one["num_test"]["toy mean_per_class_recall"] = 300.0
+    assert spread(rows[:1], "toy mean_per_class_recall")[1] == pytest.approx((0.25 * 0.75 / 300) ** 0.5)
 
 
 def test_page_says_what_leaves_zero_out():

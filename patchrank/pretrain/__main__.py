@@ -20,7 +20,7 @@ from patchrank.pretrain.config import PretrainConfig
 from patchrank.pretrain.cost import as_lines, cost_table
 from patchrank.pretrain.distributed import World, joined
 from patchrank.pretrain.draws import sampler
-from patchrank.pretrain.evaluate import check_pair, finite, open_checks
+from patchrank.pretrain.evaluate import check_pair, num_tested, open_checks
 from patchrank.pretrain.loop import Run, check_run, open_run, state_path, train
 from patchrank.pretrain.mask_pictures import draw_masks
 from patchrank.pretrain.open_clip_export import save_open_clip
@@ -139,8 +139,8 @@ def _save(run: Run) -> None:
     metrics = {config.eval_split: run.metrics or check_run(run)} if run.world.size == 1 else {}
     tests = open_checks(config, "test", run.preprocess)
     metrics["test"] = check_pair(pair, tests, run.preprocess, min(config.batch_size, 256), run.look)
-    metrics = {split: known for split, found in metrics.items() if (known := finite(found))}
-    num_test = {pictures.dataset.name: len(pictures.dataset.images) for pictures in tests}
+    metrics = {split: found for split, found in metrics.items() if found}
+    num_test = {name: num for pictures in tests for name, num in num_tested(pictures).items()}
     recipe = recipe_of(config, run.progress, metrics, num_test)
     name = config.name or f"{config.recipe}-{config.data}"
     save_clip(

@@ -14,11 +14,11 @@ _DATA = {
 
 
 def recipe_of(
-    config: PretrainConfig, progress: Progress, metrics: dict[str, dict[str, float]], num_test: dict[str, int]
+    config: PretrainConfig, progress: Progress, metrics: dict[str, dict[str, float]], num_test: dict[str, float]
 ) -> dict[str, Any]:
     """JSON values: command, settings, cost and metrics by split (fractions) of a finished run.
 
-    Args: num_test: pictures of each test set, by name.
+    Args: num_test: pictures behind the metrics of the test sets (`evaluate.num_tested`).
     """
     return {
         "command": command("patchrank.pretrain"),

@@ -4,7 +4,7 @@ Letters: B pictures of a batch, D feature, Y classes, Q queries, G gallery.
 """
 
 import logging
-import math
+from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -16,7 +16,7 @@ from torch import Tensor
 from patchrank.checkpoints.loaded import LoadedClip
 from patchrank.errors import UserError
 from patchrank.loading import class_matrix
-from patchrank.metrics import recall_at_k
+from patchrank.metrics import accuracy, mean_per_class, recall_at_k
 from patchrank.preprocess import Preprocess
 from patchrank.pretrain.config import PretrainConfig
 from patchrank.pretrain.model import Pair
@@ -27,6 +27,7 @@ from patchrank.text_encoders import OwnText
 logger = logging.getLogger(__name__)
 
 RECALL_AT = (1, 5, 10)
+PER_CLASS = "mean_per_class_recall"
 Look = Callable[[Pictures], tuple[Tensor, list[int]]]
 """Unit features (n, D) float32 of all pictures that can be opened, and their indices."""
 
@@ -57,7 +58,8 @@ def check_pair(
 ) -> dict[str, float]:
     """Every metric by name, fractions in [0, 1]: "<data set> accuracy", "<data set> t2i@5" and the like.
 
-    Accuracy where a data set has classes, else recall both ways. Every patch is seen; broken pictures do not count.
+    Where a data set has classes, accuracy, and "mean_per_class_recall" if these are not equally large; else recall both
+    ways. Every patch is seen; broken pictures do not count.
     Args: look, where features come from if not from the pair's own image tower now.
     """
     pair.eval()
@@ -66,16 +68,12 @@ def check_pair(
     for pictures in checks:
         name = pictures.dataset.name
         if pictures.dataset.class_names:
-            found[f"{name} accuracy"] = zero_shot_accuracy(pair, pictures, preprocess, look)
+            own = zero_shot(pair, pictures, preprocess, look)
         else:
-            found |= {f"{name} {metric}": value for metric, value in retrieval(pair, pictures, look).items()}
+            own = retrieval(pair, pictures, look)
+        found |= {f"{name} {metric}": value for metric, value in own.items()}
     pair.train()
     return found
-
-
-def finite(metrics: dict[str, float]) -> dict[str, float]:
-    """The metrics that are numbers: a set without a readable picture has none."""
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _text_encoder(pair: Pair) -> OwnText:
@@ -95,8 +93,11 @@ def image_features(pair: Pair, pictures: Pictures, preprocess: Preprocess, batch
 
 
 @torch.no_grad()
-def zero_shot_accuracy(pair: Pair, pictures: Pictures, preprocess: Preprocess, look: Look) -> float:
-    """Share in [0, 1] of labelled pictures whose nearest class prompt is theirs; NaN if no picture has a label."""
+def zero_shot(pair: Pair, pictures: Pictures, preprocess: Preprocess, look: Look) -> dict[str, float]:
+    """Accuracy in [0, 1] of labelled pictures by their nearest class prompt, and its mean over classes of unequal size.
+
+    Empty if no picture has a label.
+    """
     clip = LoadedClip(
         tower=pair.tower,
         preprocess=preprocess,
@@ -108,9 +109,27 @@ def zero_shot_accuracy(pair: Pair, pictures: Pictures, preprocess: Preprocess, l
     feature_nD, numbers = look(pictures)
     weight_DY = class_matrix(clip, pictures.dataset)[0].to(feature_nD.device)
     labels = [pictures.dataset.images[number].label for number in numbers]
-    nearest = (feature_nD @ weight_DY).argmax(1).tolist()
-    hits = [found == label for found, label in zip(nearest, labels) if label is not None]
-    return sum(hits) / len(hits) if hits else float("nan")
+    places = [place for place, label in enumerate(labels) if label is not None]
+    if not places:
+        return {}
+    label_n, logit_nY = torch.tensor([labels[place] for place in places]), (feature_nD[places] @ weight_DY).cpu()
+    found = {"accuracy": accuracy(logit_nY, label_n)}
+    if len(set(Counter(label_n.tolist()).values())) > 1:
+        found[PER_CLASS] = mean_per_class(logit_nY.argmax(1), label_n)
+    return found
+
+
+def num_tested(pictures: Pictures) -> dict[str, float]:
+    """Pictures of a data set by its name, and how many of equally large classes would scatter like the mean per class.
+
+    That is Y^2 / sum(1 / n) for Y classes of n pictures, if all are equally hard.
+    """
+    dataset = pictures.dataset
+    found = {dataset.name: len(dataset.images)}
+    sizes = Counter(item.label for item in dataset.images if item.label is not None).values()
+    if len(set(sizes)) > 1:
+        found[f"{dataset.name} {PER_CLASS}"] = len(sizes) ** 2 / sum(1 / size for size in sizes)
+    return found
 
 
 @torch.no_grad()

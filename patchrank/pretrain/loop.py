@@ -23,7 +23,7 @@ from patchrank.pretrain.config import PretrainConfig
 from patchrank.pretrain.curriculum import CURRICULA, Pace
 from patchrank.pretrain.distributed import World, barrier, sum_over_ranks, with_joined_norms
 from patchrank.pretrain.draws import generator
-from patchrank.pretrain.evaluate import Look, check_pair, finite, open_checks
+from patchrank.pretrain.evaluate import Look, check_pair, open_checks
 from patchrank.pretrain.journal import RunLog
 from patchrank.pretrain.learner import Learner
 from patchrank.pretrain.locked import Locked, locked_start
@@ -246,4 +246,4 @@ def check_run(run: Run) -> dict[str, float]:
         run.checks = open_checks(config, config.eval_split, run.preprocess)
     found = check_pair(run.pair, run.checks, run.preprocess, min(config.batch_size, 256), run.look)
     barrier()
-    return finite(found)
+    return found
